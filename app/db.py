@@ -1,0 +1,92 @@
+"""One synchronous engine for a process, and one transaction for a request or task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from functools import cache
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, func, select
+from sqlalchemy.orm import Session, SessionTransaction
+
+from app import settings, tables
+
+
+def make_engine(url: str) -> Engine:
+    """An engine for Postgres or SQLite; connections are made when first needed."""
+    if url.startswith("sqlite"):
+        return _sqlite(url)
+    options = "-c statement_timeout=15000 -c idle_in_transaction_session_timeout=30000"
+    return create_engine(
+        url,
+        pool_pre_ping=True,
+        pool_size=10,
+        max_overflow=20,
+        connect_args={"options": options, "connect_timeout": 5},
+    )
+
+
+def _sqlite(url: str) -> Engine:
+    engine = create_engine(url, connect_args={"check_same_thread": False})
+
+    @event.listens_for(engine, "connect")
+    def _configure(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # transactions are ours, so that DDL is in them too
+        for pragma in (
+            "journal_mode=WAL",
+            "synchronous=NORMAL",
+            "busy_timeout=15000",
+            "foreign_keys=ON",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")  # a reader that later writes would deadlock
+
+    return engine
+
+
+@cache
+def engine() -> Engine:
+    """The engine of this process; a forked child must call `forget_engine` first."""
+    return make_engine(settings.get().resolved_database_url)
+
+
+def forget_engine() -> None:
+    """Drops the connections inherited over a fork, without closing the parent's."""
+    if engine.cache_info().currsize:
+        engine().dispose(close=False)
+        engine.cache_clear()
+
+
+@contextmanager
+def transaction() -> Iterator[Session]:
+    """A session that commits when the block ends and rolls back when it raises."""
+    with Session(engine(), expire_on_commit=False) as session, session.begin():
+        yield session
+
+
+def on_commit(session: Session, act: Callable[[], None]) -> None:
+    """Runs `act` once after the session has committed; never if it rolls back."""
+
+    @event.listens_for(session, "after_commit", once=True)
+    def _committed(_session: Session) -> None:
+        if not rolled_back:
+            act()
+
+    rolled_back: list[bool] = []
+
+    @event.listens_for(session, "after_soft_rollback", once=True)
+    def _rolled_back(_session: Session, _previous: SessionTransaction) -> None:
+        rolled_back.append(True)
+
+
+def now(session: Session) -> datetime:
+    """The database's clock: leases are written and judged by it, so that workers' clocks do not matter."""
+    if session.get_bind().dialect.name == "sqlite":
+        return tables.now()
+    moment: datetime = session.execute(select(func.clock_timestamp())).scalar_one()
+    return moment

@@ -1,0 +1,1 @@
+"""The contract between user, API, worker and engine: pure pydantic, no input or output."""

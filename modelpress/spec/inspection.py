@@ -1,0 +1,61 @@
+"""What a worker found in an uploaded file, before any job may use it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class TensorInfo(_Frozen):
+    """An input or output of a model, or an array of a dataset."""
+
+    name: str = Field(description="Name in the file.")
+    dtype: str = Field(description="Element type as numpy names it: 'float32'.")
+    shape: tuple[int | str | None, ...] = Field(
+        description="Sizes; a name for a symbolic dimension, null for an unknown one."
+    )
+
+
+class ModelInspection(_Frozen):
+    """What is in a model."""
+
+    format: Literal["onnx"] = Field(description="Format of the file.")
+    opset: int = Field(description="Version of the default ONNX operator set.")
+    producer: str = Field(default="", description="What exported it, as the file says.")
+    inputs: tuple[TensorInfo, ...] = Field(description="Inputs, in order.")
+    outputs: tuple[TensorInfo, ...] = Field(description="Outputs, in order.")
+    parameters: int = Field(description="Elements of all weight tensors.")
+    macs: int | None = Field(
+        description="Multiply-accumulates for a batch of 1; null where shapes are unknown."
+    )
+    operators: dict[str, int] = Field(description="How often each operator occurs.")
+    unsupported: tuple[str, ...] = Field(
+        default=(), description="Operators that no step can run; empty in a usable model."
+    )
+
+
+class DatasetInspection(_Frozen):
+    """What is in a dataset."""
+
+    format: Literal["npz", "images"] = Field(
+        description="'npz', or 'images' for a zip of image folders."
+    )
+    samples: int = Field(description="Samples.")
+    arrays: tuple[TensorInfo, ...] = Field(
+        description="Arrays by input name, the first dimension being samples; without labels."
+    )
+    labels: TensorInfo | None = Field(description="The labels; null where there are none.")
+    classes: tuple[str, ...] = Field(
+        default=(), description="Class names in label order; names of the folders, for images."
+    )
+    histogram: tuple[int, ...] = Field(
+        default=(), description="Samples of each class, in label order."
+    )
+    notes: tuple[str, ...] = Field(
+        default=(), description="What a reader should know, such as rare classes."
+    )

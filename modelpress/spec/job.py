@@ -1,0 +1,104 @@
+"""What a user submits: a model, data, a recipe and limits."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from modelpress.spec import named
+from modelpress.spec.constraint import Constraint
+from modelpress.spec.recipe import Recipe
+
+GIB = 1 << 30
+
+RecipeOrName = Annotated[
+    Recipe, BeforeValidator(named.resolve, json_schema_input_type=Recipe | str)
+]
+
+
+class Images(BaseModel):
+    """How images become arrays: RGB or grey as the model's channels ask, resized to its height and width
+    (bilinear, aspect not kept), divided by 255, then (x - mean) / std for each channel, laid out as the input is.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mean: tuple[float, ...] = Field(
+        default=(0.0,),
+        min_length=1,
+        max_length=4,
+        description="Mean of each channel, or one for all.",
+    )
+    std: tuple[float, ...] = Field(
+        default=(1.0,),
+        min_length=1,
+        max_length=4,
+        description="Standard deviation of each channel, or one for all; above 0.",
+    )
+
+
+class Data(BaseModel):
+    """Which datasets a job uses."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    train: str | None = Field(
+        default=None,
+        max_length=64,
+        description="Id of the dataset that steps learn from and calibrate on.",
+    )
+    eval: str | None = Field(
+        default=None,
+        max_length=64,
+        description="Id of the dataset that is measured on; null splits it off the train dataset.",
+    )
+    eval_fraction: float = Field(
+        default=0.2,
+        gt=0,
+        lt=1,
+        description="Without an eval dataset: the seeded share of the train dataset kept for measuring.",
+    )
+    images: Images = Field(
+        default=Images(), description="How images become arrays; without effect on arrays."
+    )
+
+
+class Limits(BaseModel):
+    """When to give up."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_runtime_s: int = Field(
+        default=6 * 3600,
+        ge=1,
+        le=14 * 86_400,
+        description="Seconds of running, all attempts together.",
+    )
+    max_pending_s: int = Field(
+        default=7 * 86_400, ge=1, le=30 * 86_400, description="Seconds of waiting for a worker."
+    )
+    max_memory_bytes: int = Field(
+        default=8 * GIB, ge=256 << 20, le=1 << 44, description="Resident memory of the child."
+    )
+    max_disk_bytes: int = Field(
+        default=32 * GIB, ge=16 << 20, le=1 << 44, description="Files the child may hold at once."
+    )
+
+
+class JobRequest(BaseModel):
+    """The body of POST /v1/jobs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(default="", max_length=200, description="A name for people; has no effect.")
+    model: str = Field(max_length=64, description="Id of the model.")
+    data: Data = Field(default=Data(), description="Which datasets to use.")
+    recipe: RecipeOrName = Field(
+        description="A recipe, or the name of one that GET /v1/recipes lists."
+    )
+    constraints: tuple[Constraint, ...] = Field(
+        default=(), max_length=16, description="What the result must satisfy."
+    )
+    limits: Limits = Field(default=Limits(), description="When to give up.")
+    seed: int = Field(default=0, ge=0, lt=1 << 32, description="Seed of every random choice.")

@@ -1,0 +1,37 @@
+"""Recipes with a name, for people who want a result before they read about steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from modelpress.spec.prune import PruneMagnitude
+from modelpress.spec.quantize import QuantizeInt8
+from modelpress.spec.recipe import Recipe
+from modelpress.spec.step import FineTune
+
+NAMED: dict[str, Recipe] = {
+    "int8": Recipe(name="int8", steps=(QuantizeInt8(),)),
+    "int8-dynamic": Recipe(name="int8-dynamic", steps=(QuantizeInt8(mode="dynamic"),)),
+    "prune-int8": Recipe(
+        name="prune-int8",
+        steps=(
+            PruneMagnitude(sparsity=0.8, rounds=4, fine_tune=FineTune(epochs=4)),
+            QuantizeInt8(),
+        ),
+    ),
+}
+
+
+def resolve(value: Any) -> Any:
+    """Replaces the name of a recipe by the recipe; leaves everything else alone.
+
+    Raises:
+        ValueError: there is no recipe of that name.
+    """
+    if not isinstance(value, str):
+        return value
+    if value not in NAMED:
+        raise ValueError(
+            f"there is no recipe {value[:80]!r}; the names are {', '.join(sorted(NAMED))}"
+        )
+    return NAMED[value]

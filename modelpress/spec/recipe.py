@@ -1,0 +1,103 @@
+"""A recipe: ordered steps, checked for order and for the data they need before anything runs."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Annotated, Any, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from modelpress.spec.problem import Problem, Refused, from_validation
+from modelpress.spec.prune import PruneMagnitude
+from modelpress.spec.quantize import QuantizeInt8
+from modelpress.spec.step import Step
+
+MAX_STEPS = 32
+
+AnyStep = Annotated[
+    PruneMagnitude  #
+    | QuantizeInt8,
+    Field(discriminator="kind"),
+]
+
+STEPS: dict[str, type[Step]] = {
+    cls.model_fields["kind"].default: cls for cls in get_args(get_args(AnyStep)[0])
+}
+
+
+class Recipe(BaseModel):
+    """Steps in the order they are applied."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(default="", max_length=100, description="A name for people; has no effect.")
+    steps: tuple[AnyStep, ...] = Field(
+        min_length=1,
+        max_length=MAX_STEPS,
+        description=f"From 1 to {MAX_STEPS} steps, applied in this order.",
+    )
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether any step reads samples."""
+        return any(step.needs_data for step in self.steps)
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether any step reads labels."""
+        return any(step.needs_labels for step in self.steps)
+
+    def problems(self, *, has_data: bool, has_labels: bool) -> list[Problem]:
+        """Every reason why this recipe can't run with such data; empty when it can."""
+        return [*_order_problems(self.steps), *_data_problems(self.steps, has_data, has_labels)]
+
+
+def parse(body: Any) -> Recipe:
+    """Reads a recipe from decoded JSON.
+
+    Raises:
+        Refused: the body is not a recipe; one problem for each defect, with its pointer.
+    """
+    try:
+        return Recipe.model_validate(body)
+    except ValidationError as e:
+        raise Refused(from_validation(e)) from e
+
+
+def _order_problems(steps: tuple[Step, ...]) -> list[Problem]:
+    problems = []
+    for index, (earlier, later) in enumerate(pairwise(steps), start=1):
+        if not earlier.leaves_trainable:
+            problems.append(
+                Problem(
+                    pointer=f"/steps/{index}/kind",
+                    code="wrong_order",
+                    reason=f"{later.kind} can't follow {earlier.kind}, whose result holds integers that no step can change",
+                    hint=f"put {earlier.kind} last",
+                )
+            )
+    return problems
+
+
+def _data_problems(steps: tuple[Step, ...], has_data: bool, has_labels: bool) -> list[Problem]:
+    problems = []
+    for index, step in enumerate(steps):
+        if step.needs_data and not has_data:
+            problems.append(
+                _missing(index, step, "missing_data", "samples, but the job has no dataset")
+            )
+        elif step.needs_labels and not has_labels:
+            problems.append(
+                _missing(index, step, "missing_labels", "labels, but the dataset has none")
+            )
+    return problems
+
+
+def _missing(index: int, step: Step, code: str, what: str) -> Problem:
+    hint = "add a labelled dataset as data.train, or choose options of the step that need none"
+    return Problem(
+        pointer=f"/steps/{index}",
+        code=code,
+        reason=f"{step.kind} with these options needs {what}",
+        hint=hint,
+    )

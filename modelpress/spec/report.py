@@ -1,0 +1,190 @@
+"""The measured report of a job: the uploaded model, then every stage, each with what it touched and skipped."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from modelpress.spec.constraint import ConstraintResult
+from modelpress.spec.recipe import Recipe
+from modelpress.spec.state import Outcome
+
+SCHEMA_VERSION = 1
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Quality(_Frozen):
+    """How well the stage's exported file predicts, measured by ONNX Runtime on the eval split."""
+
+    samples: int = Field(description="Samples of the eval split.")
+    accuracy: float | None = Field(description="Top-1 accuracy, a fraction; null without labels.")
+    agreement: float | None = Field(
+        description="Fraction of samples where the top class is the uploaded model's; null where the output is no vector of classes."
+    )
+    max_abs_difference: float = Field(
+        description="Largest absolute difference from the uploaded model's outputs."
+    )
+    relative_l2_difference: float = Field(
+        description="L2 norm of that difference over the L2 norm of the outputs."
+    )
+    class_accuracy: tuple[float | None, ...] = Field(
+        default=(),
+        description="Accuracy of each class, in label order; null for classes without samples. Up to 1000 classes.",
+    )
+
+
+class Size(_Frozen):
+    """What the stage's exported file weighs, counted five ways."""
+
+    file_bytes: int = Field(description="Bytes of the ONNX file.")
+    zipped_bytes: int = Field(description="Bytes of that file after DEFLATE at level 6.")
+    entropy_bytes: int = Field(
+        description="Order-0 entropy bound: each weight tensor's symbols coded at their own Shannon entropy, codebooks and everything else raw."
+    )
+    theoretical_bytes: int = Field(
+        description="Non-zero parameters times their stored bits, nothing else."
+    )
+    parameters: int = Field(description="Elements of all weight tensors.")
+    nonzero_parameters: int = Field(description="Of these, not zero.")
+    bits_per_parameter: float = Field(description="Stored bits over parameters, by element type.")
+
+
+class Latency(_Frozen):
+    """Time of one run in ONNX Runtime, interleaved with the uploaded model's in the same process."""
+
+    p50_ms: float = Field(description="Median, the headline.")
+    p90_ms: float = Field(description="90th percentile.")
+    p99_ms: float = Field(description="99th percentile.")
+    mean_ms: float = Field(description="Mean.")
+    std_ms: float = Field(description="Standard deviation.")
+    min_ms: float = Field(description="Fastest run.")
+    runs: int = Field(description="Timed runs, after the warm-up.")
+    warmup: int = Field(description="Untimed runs before them.")
+    batch: int = Field(description="Samples in each run.")
+    threads: int = Field(description="Intra-op threads of the session.")
+    device: str = Field(description="'cpu' or the GPU's name.")
+    original_p50_ms: float = Field(
+        description="Median of the uploaded model in the same interleaved runs."
+    )
+    ratio: float = Field(description="p50_ms over original_p50_ms: what holds on a noisy machine.")
+
+
+class Cost(_Frozen):
+    """Multiply-accumulates of one sample."""
+
+    macs: int = Field(description="Dense multiply-accumulates for a batch of 1; zeros count.")
+    macs_by_operator: dict[str, int] = Field(description="The same, by operator type.")
+
+
+class Touched(_Frozen):
+    """A layer that a step changed."""
+
+    layer: str = Field(description="Name of the weight or node.")
+    change: str = Field(
+        description="What was done: '90.1 % of 4,096 weights zero', 'int8 per channel'."
+    )
+
+
+class Skipped(_Frozen):
+    """A layer that a step left alone, and why."""
+
+    layer: str = Field(description="Name of the weight or node.")
+    reason: str = Field(description="Why it was left alone.")
+
+
+class Stage(_Frozen):
+    """One row of the report: the baseline or the result of a step, measured on the file it exported."""
+
+    name: str = Field(description="'baseline' or the kind of the step.")
+    step: int | None = Field(description="Index of the step in the recipe; null for the baseline.")
+    seconds: float = Field(description="Wall time of the step, measurement not counted.")
+    quality: Quality | None = Field(description="Null where the job has no data.")
+    size: Size = Field(description="What the file weighs.")
+    latency: Latency = Field(description="How fast it runs.")
+    cost: Cost = Field(description="How much it computes.")
+    touched: tuple[Touched, ...] = Field(default=(), description="Layers the step changed.")
+    skipped: tuple[Skipped, ...] = Field(
+        default=(), description="Layers the step left alone, with reasons."
+    )
+    notes: tuple[str, ...] = Field(
+        default=(), description="What a reader should know: choices made, gains that did not come."
+    )
+
+
+class ArtifactInfo(_Frozen):
+    """A file the job made."""
+
+    name: str = Field(description="File name, unique in the job.")
+    format: Literal["onnx"] = Field(description="'onnx': runs in stock ONNX Runtime.")
+    size_bytes: int = Field(description="Bytes of the file.")
+    sha256: str = Field(description="SHA-256 of the file, in hex.")
+
+
+class Verification(_Frozen):
+    """The artifact, loaded in a fresh process by ONNX Runtime and compared with what the engine measured."""
+
+    ok: bool = Field(description="Whether everything below held.")
+    samples: int = Field(description="Samples compared.")
+    max_abs_difference: float = Field(description="Largest difference from the engine's outputs.")
+    tolerance: float = Field(description="What was allowed.")
+    message: str = Field(default="", description="What did not hold.")
+
+
+class Environment(_Frozen):
+    """Where the numbers come from."""
+
+    modelpress: str = Field(description="Version of ModelPress.")
+    python: str = Field(description="Version of Python.")
+    torch: str = Field(description="Version of torch.")
+    onnx: str = Field(description="Version of onnx.")
+    onnxruntime: str = Field(description="Version of ONNX Runtime.")
+    cpu: str = Field(description="Processor name.")
+    cpu_flags: tuple[str, ...] = Field(
+        description="Instruction sets that decide int8 speed: avx2, avx512f, avx512_vnni, avx_vnni, amx_int8."
+    )
+    cores: int = Field(description="Cores the child may use.")
+    device: str = Field(description="'cpu' or the GPU's name: where training ran.")
+    sandbox: str = Field(description="Fence around the child: 'landlock-7+seccomp', 'none'.")
+
+
+class DataUse(_Frozen):
+    """Which samples were used for what."""
+
+    train_samples: int = Field(description="Samples the steps may learn from or calibrate on.")
+    eval_samples: int = Field(
+        description="Samples every quality figure is measured on; never trained on."
+    )
+    split: str = Field(description="How the two were told apart.")
+    preprocessing: str = Field(
+        default="", description="How images became arrays; empty for arrays."
+    )
+
+
+class Report(_Frozen):
+    """What a job measured. Written anew after each stage, so that a failed job has one too."""
+
+    schema_version: int = Field(default=SCHEMA_VERSION, description="Version of this layout.")
+    model: str = Field(description="File name or id of the uploaded model.")
+    model_sha256: str = Field(description="Its SHA-256.")
+    recipe: Recipe = Field(description="What was asked.")
+    seed: int = Field(description="Seed of every random choice.")
+    data: DataUse | None = Field(description="Null where the job has no data.")
+    environment: Environment = Field(description="Where it ran.")
+    stages: tuple[Stage, ...] = Field(
+        description="The baseline, then one stage for each finished step."
+    )
+    constraints: tuple[ConstraintResult, ...] = Field(
+        default=(), description="What was asked beside what was measured."
+    )
+    outcome: Outcome | None = Field(
+        default=None, description="Null until the last step is measured."
+    )
+    artifacts: tuple[ArtifactInfo, ...] = Field(default=(), description="Files the job made.")
+    verification: Verification | None = Field(
+        default=None, description="Null until the artifact was verified."
+    )
+    complete: bool = Field(default=False, description="False in a partial report.")

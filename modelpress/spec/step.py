@@ -1,0 +1,65 @@
+"""What every step has: the part of a recipe that says what is asked, never how it is done."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Step(BaseModel):
+    """One step of a recipe. Subclasses fix `kind`, which is also the path of the pass that performs it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    paper: ClassVar[str]
+    """Where the method comes from: authors, title, arXiv id."""
+    leaves_trainable: ClassVar[bool] = True
+    """Whether a later step may still train or prune the result."""
+
+    kind: str
+    exclude: tuple[str, ...] = Field(
+        default=(),
+        max_length=256,
+        description="Names of weights or nodes to leave alone; * and ? match as in file names.",
+    )
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether the step reads samples."""
+        return False
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the step reads labels."""
+        return False
+
+    def excludes(self, *names: str) -> bool:
+        """Whether any of the names matches a pattern of `exclude`."""
+        return any(fnmatchcase(name, pattern) for name in names for pattern in self.exclude)
+
+
+class FineTune(BaseModel):
+    """How to train between or after changes. Needs labels."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    epochs: int = Field(
+        default=3, ge=1, le=1000, description="Passes over the train split, in each round."
+    )
+    learning_rate: float = Field(
+        default=1e-3,
+        gt=0,
+        le=10,
+        description="Peak learning rate; decays to zero by a cosine over the round.",
+    )
+    batch_size: int = Field(
+        default=64, ge=1, le=65536, description="Samples in each optimizer step."
+    )
+    optimizer: Literal["adam", "sgd"] = Field(
+        default="adam", description="Adam, or SGD with momentum 0.9."
+    )
+    weight_decay: float = Field(
+        default=0.0, ge=0, le=1, description="L2 penalty (decoupled with adam: AdamW)."
+    )
