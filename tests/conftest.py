@@ -1,0 +1,142 @@
+"""Fixtures that every test may use: real servers for the session, a fresh database and settings for a test."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy
+
+from app import db, settings, tables
+from tests import servers
+
+_numbers = itertools.count(1)
+TEMPLATE = "modelpress_template"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_left_running() -> Iterator[None]:
+    yield
+    servers.close()
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """The URL of the `postgres` database of a real Postgres."""
+    with servers.postgres() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """The URL of a real Valkey or Redis."""
+    with servers.redis() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[servers.S3]:
+    """A real S3-speaking server with a bucket; `s3.settings` leads ours to it."""
+    with servers.s3() as store:
+        yield store
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """The URL of a fresh database with all tables; a test that asks for it runs once on each kind."""
+    url: str = request.getfixturevalue(f"{request.param}_database_url")
+    return url
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def empty_database_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of a fresh database without any table, once on each kind."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{request.getfixturevalue('tmp_path') / 'empty.db'}"
+        return
+    with _postgres_database(request.getfixturevalue("postgres_url"), "template1") as url:
+        yield url
+
+
+@pytest.fixture
+def sqlite_database_url(tmp_path: Path, _sqlite_template: Path) -> str:
+    """The URL of a fresh SQLite database with all tables."""
+    path = tmp_path / "modelpress.db"
+    shutil.copyfile(_sqlite_template, path)
+    return f"sqlite:///{path}"
+
+
+@pytest.fixture
+def postgres_database_url(_postgres_template: str) -> Iterator[str]:
+    """The URL of a fresh Postgres database with all tables."""
+    with _postgres_database(_postgres_template, TEMPLATE) as url:
+        yield url
+
+
+@pytest.fixture
+def configure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., None]]:
+    """Gives this process settings by field name: `configure(database_url=..., lease_s=2)`; undone after the test.
+
+    Whatever a test does not set has its default, but for `home`, which is its `tmp_path`.
+    """
+
+    def use(**values: object) -> None:
+        for name, value in servers.variables(**{"home": tmp_path, **values}).items():
+            monkeypatch.setenv(name, value)
+        _forget()
+
+    yield use
+    monkeypatch.undo()
+    _forget()
+
+
+def _forget() -> None:
+    if db.engine.cache_info().currsize:
+        db.engine().dispose()
+    db.engine.cache_clear()
+    settings.get.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def _sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sqlite") / "template.db"
+    _create_tables(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def _postgres_template(postgres_url: str) -> str:
+    _administer(postgres_url, f"DROP DATABASE IF EXISTS {TEMPLATE}", f"CREATE DATABASE {TEMPLATE}")
+    _create_tables(_sibling(postgres_url, TEMPLATE))
+    return postgres_url
+
+
+def _create_tables(url: str) -> None:
+    engine = db.make_engine(url)
+    tables.Table.metadata.create_all(engine)
+    engine.dispose()
+
+
+@contextlib.contextmanager
+def _postgres_database(server: str, template: str) -> Iterator[str]:
+    name = f"modelpress_{next(_numbers)}"
+    drop = f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"
+    _administer(server, drop, f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield _sibling(server, name)
+    _administer(server, drop)
+
+
+def _administer(url: str, *statements: str) -> None:
+    engine = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+    engine.dispose()
+
+
+def _sibling(url: str, database: str) -> str:
+    return sqlalchemy.make_url(url).set(database=database).render_as_string(hide_password=False)
