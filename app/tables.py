@@ -236,6 +236,7 @@ class Job(Table):
     cancel_requested_at: Mapped[datetime | None]
     dispatched_at: Mapped[datetime | None]
     run_after: Mapped[datetime] = mapped_column(default=now)
+    pending_until: Mapped[datetime | None]  # a job still queued then expires
     running_s: Mapped[float] = mapped_column(
         default=0.0
     )  # seconds of ended attempts, against limits.max_runtime_s
@@ -246,13 +247,12 @@ class Job(Table):
 
 
 class Attempt(Table):
-    """One try of a job by one worker."""
+    """One try of a job by one worker, numbered by the fence it got; drained ones are not counted in `job.attempt`."""
 
     __tablename__ = "attempt"
 
     job_id: Mapped[str] = mapped_column(ForeignKey("job.id", ondelete="CASCADE"), primary_key=True)
-    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    fence: Mapped[int] = mapped_column(BigInteger)
+    number: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     worker: Mapped[str] = mapped_column(String(200))
     sandbox: Mapped[str | None] = mapped_column(String(64))
     started_at: Mapped[datetime] = mapped_column(default=now)
@@ -268,10 +268,11 @@ class Event(Table):
     """Something that happened to a job; append-only. Its id is the SSE id."""
 
     __tablename__ = "event"
+    __table_args__ = (Index("ix_event_job_id", "job_id", "id"),)
 
     id: Mapped[int] = mapped_column(Serial, primary_key=True, autoincrement=True)
     project_id: Mapped[str] = mapped_column(ForeignKey("project.id", ondelete="CASCADE"))
-    job_id: Mapped[str] = mapped_column(ForeignKey("job.id", ondelete="CASCADE"), index=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("job.id", ondelete="CASCADE"))
     type: Mapped[str] = mapped_column(String(32))  # state, progress, stage
     data: Mapped[dict[str, Any]]
     created_at: Mapped[datetime] = mapped_column(default=now)
