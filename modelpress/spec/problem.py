@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 MAX_PROBLEMS = 50
@@ -51,13 +53,13 @@ def _follows_from_another(problem: Problem, problems: list[Problem]) -> bool:
 
 
 def _pointer(location: tuple[int | str, ...]) -> str:
-    parts = [p for p in location if not _is_union_tag(p)]
+    parts = [p for before, p in pairwise((None, *location)) if not _is_union_tag(before, p)]
     return "".join("/" + str(p).replace("~", "~0").replace("/", "~1") for p in parts)
 
 
-def _is_union_tag(part: int | str) -> bool:
-    """Pydantic names the chosen member of a tagged union ('prune.magnitude') in the location; JSON has no such level."""
-    return isinstance(part, str) and "." in part
+def _is_union_tag(before: int | str | None, part: int | str | None) -> bool:
+    """Pydantic names a step's kind ('prune.magnitude') after its index in the location; JSON has no such level."""
+    return isinstance(before, int) and isinstance(part, str) and "." in part
 
 
 def _reason(message: str, value: object) -> str:
