@@ -69,19 +69,19 @@ def transaction() -> Iterator[Session]:
         yield session
 
 
-def on_commit(session: Session, act: Callable[[], None]) -> None:
-    """Runs `act` once after the session has committed; never if it rolls back."""
+def on_commit(session: Session, act: Callable[[], object]) -> None:
+    """Runs `act` once after the session's transaction has committed, savepoints apart; never if it rolls back."""
+    waiting = [act]
 
-    @event.listens_for(session, "after_commit", once=True)
+    @event.listens_for(session, "after_commit")
     def _committed(_session: Session) -> None:
-        if not rolled_back:
-            act()
+        if waiting and not session.in_nested_transaction():
+            waiting.pop()()
 
-    rolled_back: list[bool] = []
-
-    @event.listens_for(session, "after_soft_rollback", once=True)
-    def _rolled_back(_session: Session, _previous: SessionTransaction) -> None:
-        rolled_back.append(True)
+    @event.listens_for(session, "after_transaction_end")
+    def _ended(_session: Session, transaction: SessionTransaction) -> None:
+        if transaction.parent is None:
+            waiting.clear()
 
 
 def now(session: Session) -> datetime:
