@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 import uuid
@@ -13,7 +14,6 @@ from typing import Any
 import structlog
 from celery import Celery
 from kombu.transport import TRANSPORT_ALIASES, filesystem
-from kombu.utils.json import dumps, loads
 
 from app import settings
 from app.settings import Settings
@@ -32,16 +32,16 @@ class Channel(filesystem.Channel):
     a clock that restarts at boot, which breaks the order.
     """
 
-    def _put(self, queue: str, payload: Any, **_options: Any) -> None:
+    def _put(self, queue: str, message: Any, **_options: Any) -> None:  # type: ignore[override]
         name = f"{time.time_ns():020}_{uuid.uuid4()}.{queue}.msg"
         staged = self._folder("staged") / name
         with os.fdopen(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(dumps(payload))
+            json.dump(message, file)
             file.flush()
             os.fsync(file.fileno())
         staged.rename(self._folder("queue") / name)
 
-    def _get(self, queue: str) -> Any:
+    def _get(self, queue: str, timeout: float | None = None) -> Any:
         folder, taken = self._folder("queue"), self._folder("taken")
         for name in sorted(os.listdir(folder)):
             if name.partition(".")[2] != f"{queue}.msg":
@@ -50,9 +50,9 @@ class Channel(filesystem.Channel):
                 mine = (folder / name).rename(taken / name)
             except FileNotFoundError:
                 continue  # another worker was quicker
-            payload = loads(mine.read_text())
+            message = json.loads(mine.read_text())
             mine.unlink()
-            return payload
+            return message
         raise Empty
 
     def _folder(self, name: str) -> Path:
@@ -128,11 +128,15 @@ def _transport(values: Settings) -> dict[str, Any]:
     }
 
 
-@cache
 def make_celery() -> Celery:
     """The Celery application of this process; the API sends by name with it, the worker adds the task."""
+    return _celery(settings.get())
+
+
+@cache
+def _celery(values: Settings) -> Celery:
     celery = Celery("modelpress", set_as_current=False)
-    celery.conf.update(celery_settings(settings.get()))
+    celery.conf.update(celery_settings(values))
     return celery
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 MAX_PROBLEMS = 50
 
@@ -34,14 +36,18 @@ class Refused(ValueError):
 
 def from_validation(error: ValidationError, *, under: str = "") -> list[Problem]:
     """Turns pydantic's errors into problems, their pointers below `under`; at most `MAX_PROBLEMS`."""
-    details = error.errors(include_url=False, include_context=False)[:MAX_PROBLEMS]
+    return from_details(error.errors(include_url=False, include_context=False), under=under)
+
+
+def from_details(details: Sequence[ErrorDetails], *, under: str = "") -> list[Problem]:
+    """The same, from what pydantic's `errors()` lists."""
     problems = [
         Problem(
             pointer=under + _pointer(d["loc"]),
             code=d["type"],
             reason=_reason(d["msg"], d.get("input")),
         )
-        for d in details
+        for d in details[:MAX_PROBLEMS]
     ]
     return [p for p in problems if not _follows_from_another(p, problems)]
 

@@ -1,0 +1,1 @@
+"""Revisions of the tables, the same on Postgres and SQLite."""
