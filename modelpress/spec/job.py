@@ -30,7 +30,7 @@ class Images(BaseModel):
         max_length=4,
         description="Mean of each channel, or one for all.",
     )
-    std: tuple[float, ...] = Field(
+    std: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(
         default=(1.0,),
         min_length=1,
         max_length=4,
