@@ -1,0 +1,179 @@
+"""A report as people read it: a table of stages, then what they should know about each."""
+
+from __future__ import annotations
+
+import io
+import re
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from modelpress.spec.constraint import ConstraintResult
+from modelpress.spec.report import Latency, Report, Stage
+from modelpress.spec.state import Outcome
+
+WIDTH = 100
+SHOWN_SKIPPED = 3
+
+_OUTCOMES = {
+    Outcome.MET: ("green", "met: everything asked for holds"),
+    Outcome.BEST_EFFORT: ("yellow", "best effort: a constraint does not hold, the result is kept"),
+    Outcome.NOT_IMPROVED: ("yellow", "not improved: neither the file nor the latency got smaller"),
+}
+
+
+def render(report: Report) -> RenderableType:
+    """The report for a rich console."""
+    parts: list[RenderableType] = [_table(report), _caption(report)]
+    for stage in report.stages:
+        parts += _about(stage)
+    parts += [_constraint(result) for result in report.constraints]
+    parts += _ending(report)
+    return Group(*parts)
+
+
+def as_text(report: Report) -> str:
+    """The report without colours, 100 columns wide."""
+    console = Console(file=io.StringIO(), width=WIDTH, record=True, color_system=None)
+    console.print(render(report))
+    return "\n".join(line.rstrip() for line in console.export_text().splitlines()) + "\n"
+
+
+def as_svg(report: Report, *, title: str) -> str:
+    """The report as a picture that refers to nothing outside itself."""
+    console = Console(file=io.StringIO(), width=WIDTH, record=True, force_terminal=True)
+    console.print(render(report))
+    svg = console.export_svg(title=title, unique_id="report")
+    return re.sub(r"@font-face\s*{.*?}", "", svg, flags=re.DOTALL).replace(
+        "Fira Code, monospace", "ui-monospace, Menlo, Consolas, monospace"
+    )
+
+
+def _table(report: Report) -> Table:
+    quality = _quality_name(report)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table.add_column("stage", no_wrap=True)
+    for name in (quality, "file bytes", "zipped bytes", "latency p50, ms", "MACs"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for stage in report.stages:
+        table.add_row(*_row(stage, report.stages[0], quality))
+    return table
+
+
+def _row(stage: Stage, original: Stage, quality: str) -> list[Text]:
+    changed = stage is not original
+    ratio = f"x {stage.latency.ratio:.2f}" if changed else ""
+    return [
+        Text(stage.name, style="bold" if changed else ""),
+        _cell(_quality(stage, quality), _quality_change(stage, original, quality)),
+        _count_cell(stage.size.file_bytes, original.size.file_bytes, changed),
+        _count_cell(stage.size.zipped_bytes, original.size.zipped_bytes, changed),
+        _cell(_latency(stage.latency), ratio),
+        _count_cell(stage.cost.macs, original.cost.macs, changed),
+    ]
+
+
+def _cell(value: str, change: str) -> Text:
+    """A figure, and below it how it compares with the original's."""
+    return Text(value) if not change else Text.assemble(value, "\n", (change, "dim"))
+
+
+def _count_cell(value: int, original: int, changed: bool) -> Text:
+    return _cell(f"{value:,}", f"x {value / original:.2f}" if changed and original else "")
+
+
+def _latency(latency: Latency) -> str:
+    digits = 4 if latency.p50_ms < 0.1 else 3 if latency.p50_ms < 10 else 1
+    return f"{latency.p50_ms:.{digits}f} ± {latency.std_ms:.{digits}f}"
+
+
+def _quality_name(report: Report) -> str:
+    measured = [stage.quality for stage in report.stages if stage.quality]
+    return "accuracy" if any(q.accuracy is not None for q in measured) else "agreement"
+
+
+def _quality(stage: Stage, name: str) -> str:
+    value = stage.quality and getattr(stage.quality, name)
+    return "-" if value is None else f"{value:.2%}"
+
+
+def _quality_change(stage: Stage, original: Stage, name: str) -> str:
+    if stage is original or name != "accuracy" or not (stage.quality and original.quality):
+        return ""
+    now, before = stage.quality.accuracy, original.quality.accuracy
+    return "" if now is None or before is None else f"{100 * (now - before):+.2f} pt"
+
+
+def _caption(report: Report) -> Text:
+    """How the figures were taken."""
+    lines = []
+    if report.stages:
+        latency = report.stages[-1].latency
+        lines.append(
+            f"latency: median ± standard deviation of {latency.runs} runs after {latency.warmup} of warm-up, "
+            f"batch {latency.batch}, {_count(latency.threads, 'thread')}, {latency.device}, "
+            "timed in turn with the original"
+        )
+    env = report.environment
+    lines.append(f"measured by ONNX Runtime {env.onnxruntime} on {env.cpu}, sandbox {env.sandbox}")
+    if report.data is not None:
+        data = report.data
+        lines.append(
+            f"data: {data.train_samples:,} samples to learn from, {data.eval_samples:,} to measure on "
+            f"({data.split})"
+        )
+    return Text("\n".join(lines) + "\n", style="dim")
+
+
+def _about(stage: Stage) -> list[RenderableType]:
+    """What a stage changed, left alone and noted; nothing for a baseline without notes."""
+    lines = [Text(f"  • {note}") for note in stage.notes]
+    lines += [
+        Text(f"  • left alone: {s.layer} ({s.reason})") for s in stage.skipped[:SHOWN_SKIPPED]
+    ]
+    hidden = len(stage.skipped) - SHOWN_SKIPPED
+    if hidden > 0:
+        lines.append(Text(f"  • left alone: {hidden} more, see report.json"))
+    if stage.step is None and not lines:
+        return []
+    counts = f"{_count(len(stage.touched), 'layer')} changed, {len(stage.skipped)} left alone"
+    detail = "" if stage.step is None else f": {counts}, {stage.seconds:.1f} s"
+    return [Text.assemble((stage.name, "bold"), detail), *lines]
+
+
+def _constraint(result: ConstraintResult) -> Text:
+    asked = result.constraint
+    measured = "not measured" if result.final is None else f"measured {result.final:g}"
+    if result.original is not None:
+        measured += f", originally {result.original:g}"
+    return Text.assemble(
+        ("✓ " if result.met else "✗ ", "green" if result.met else "red"),
+        f"{asked.metric} {asked.goal} {asked.value:g}: {measured}",
+    )
+
+
+def _ending(report: Report) -> list[RenderableType]:
+    lines: list[RenderableType] = []
+    if report.verification is not None:
+        checked = report.verification
+        lines.append(
+            Text(
+                f"{'verified' if checked.ok else 'NOT VERIFIED'}: loaded afresh by ONNX Runtime, "
+                f"{_count(checked.samples, 'sample')} differ by at most "
+                f"{checked.max_abs_difference:.2g} (allowed {checked.tolerance:.2g})"
+                f"{' ' + checked.message if checked.message else ''}",
+                style="" if checked.ok else "red",
+            )
+        )
+    if report.outcome is not None:
+        colour, words = _OUTCOMES[report.outcome]
+        lines.append(Text.assemble("outcome ", (words, f"bold {colour}")))
+    if not report.complete:
+        lines.append(Text("partial: the job has not finished these stages", style="yellow"))
+    return lines
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
