@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, computed_field
 
 
 class JobState(StrEnum):
@@ -92,11 +92,13 @@ class Failure(BaseModel):
     )
     hint: str = Field(default="", max_length=2000, description="The way out.")
 
+    @computed_field(description="Whose fault it is: 'user' or 'service'.")  # type: ignore[prop-decorator]
     @property
     def blame(self) -> str:
         """'user' or 'service'."""
         return BLAME[self.class_]
 
+    @computed_field(description="Whether the same job may succeed when it is run again.")  # type: ignore[prop-decorator]
     @property
     def retryable(self) -> bool:
         """Whether the same job may succeed when it is run again."""
