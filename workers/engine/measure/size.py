@@ -1,0 +1,140 @@
+"""What an exported file weighs: as it is, zipped, at its entropy, and by its non-zero parameters alone."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from modelpress.spec.report import Size
+from workers.engine import graph
+from workers.engine.graph import roles
+
+_CHUNK_BYTES = 1 << 20
+_ZIP_LEVEL = 6
+
+_INTEGER_WEIGHTS = {
+    "ConvInteger": (1, 3),
+    "DequantizeLinear": (0, 2),
+    "MatMulInteger": (1, 3),
+    "QLinearConv": (3, 5),
+    "QLinearMatMul": (3, 5),
+}
+"""Where operators take integer weights: operands of the weight and of its zero point."""
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A weight as the file stores it."""
+
+    symbols: NDArray[np.generic]  # any shape; floats as the integers of their bits
+    nonzeros: int
+    bits: int  # of one element
+
+    @property
+    def stored_bytes(self) -> int:
+        return math.ceil(self.symbols.size * self.bits / 8)
+
+
+def measure(path: Path, of: graph.Graph) -> Size:
+    """Measures the file at `path`, and what it keeps outside, which holds graph `of`."""
+    beside = path.with_name(f"{path.name}.data")
+    files = [path, beside] if beside.exists() else [path]
+    file_bytes = sum(file.stat().st_size for file in files)
+    weights = list(_weights(of))
+    stored = sum(weight.stored_bytes for weight in weights)
+    coded = sum(entropy_bytes(weight) for weight in weights)
+    parameters = sum(weight.symbols.size for weight in weights)
+    bits = sum(weight.symbols.size * weight.bits for weight in weights)
+    return Size(
+        file_bytes=file_bytes,
+        zipped_bytes=sum(_zipped(file) for file in files),
+        entropy_bytes=max(0, file_bytes - stored) + coded,
+        theoretical_bytes=math.ceil(sum(w.nonzeros * w.bits for w in weights) / 8),
+        parameters=parameters,
+        nonzero_parameters=sum(weight.nonzeros for weight in weights),
+        bits_per_parameter=bits / parameters if parameters else 0.0,
+    )
+
+
+def entropy_bytes(weight: Weight) -> int:
+    """Order-0 bound: symbols at their Shannon entropy, the codebook of those symbols beside them.
+
+    A symbol that occurs once is cheaper left raw behind one shared escape symbol, so dense floats cost what they cost
+    in the file. Never more than that.
+    """
+    _, counts = np.unique(weight.symbols, return_counts=True)
+    once = int((counts == 1).sum())
+    classes = np.append(counts[counts > 1], once) if once else counts
+    shares = classes / weight.symbols.size
+    coded_bits = float(-(classes * np.log2(shares)).sum())
+    codebook_bits = len(counts) * weight.bits
+    return min(weight.stored_bytes, math.ceil((coded_bits + codebook_bits) / 8))
+
+
+def _weights(of: graph.Graph) -> Iterator[Weight]:
+    for value in of.initializers.values():
+        tensor = value.const_value
+        if tensor is None or not tensor.size:
+            continue
+        if roles.role(value) is roles.Role.WEIGHT:
+            bits = tensor.dtype.bitwidth
+            elements = np.ascontiguousarray(tensor.numpy())
+            yield Weight(_bits_of(elements), int(np.count_nonzero(elements)), bits)
+        elif (use := _integer_use(value)) is not None:
+            yield _integer_weight(tensor, *use)
+
+
+def _integer_use(value: ir.Value) -> tuple[ir.Node, int] | None:
+    """The node that takes `value` as an integer weight, and where its zero point is."""
+    for node, slot in value.uses():
+        weight, zero_point = _INTEGER_WEIGHTS.get(node.op_type, (-1, -1))
+        if slot == weight:
+            return node, zero_point
+    return None
+
+
+def _integer_weight(tensor: ir.TensorProtocol, node: ir.Node, slot: int) -> Weight:
+    elements = tensor.numpy().astype(np.int32)
+    zero: NDArray[np.int32] = np.zeros((), np.int32)
+    operand = node.inputs[slot] if len(node.inputs) > slot else None
+    if operand is not None and operand.const_value is not None:
+        zero = operand.const_value.numpy().astype(np.int32)
+    if zero.size == 1:
+        zero = zero.reshape(())
+    elif zero.ndim == 1:
+        zero = _along(zero, elements.shape, node)
+    nonzeros = int(np.count_nonzero(elements != zero))
+    return Weight(elements, nonzeros, tensor.dtype.bitwidth)
+
+
+def _along(zero: NDArray[np.int32], shape: tuple[int, ...], node: ir.Node) -> NDArray[np.int32]:
+    """Zero points of each channel, shaped to broadcast over the weight."""
+    by_type = {"MatMulInteger": len(shape) - 1, "QLinearMatMul": len(shape) - 1}
+    axis = by_type.get(node.op_type, 0)
+    if node.op_type == "DequantizeLinear":
+        axis = node.attributes.get_int("axis", 1) % len(shape)
+    sizes = [1] * len(shape)
+    sizes[axis] = len(zero)
+    return zero.reshape(sizes)
+
+
+def _bits_of(elements: NDArray[np.generic]) -> NDArray[np.generic]:
+    """Floats as unsigned integers of the same bits, -0.0 as 0."""
+    positive = np.where(elements == 0, np.zeros((), elements.dtype), elements)
+    return positive.view(f"u{elements.dtype.itemsize}")
+
+
+def _zipped(path: Path) -> int:
+    deflate = zlib.compressobj(_ZIP_LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS)
+    total = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            total += len(deflate.compress(chunk))
+    return total + len(deflate.flush())

@@ -1,0 +1,219 @@
+"""The one training loop. Fine-tuning, distillation and quantization-aware training pass it different losses."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from modelpress.spec.step import FineTune
+from workers.engine import context, data, losses
+from workers.engine.errors import BadData, Diverged
+
+classification_loss = losses.classification
+
+_REPORT_EVERY_S = 1.0
+_REFRESH_BATCHES = 200
+
+
+@dataclass(frozen=True)
+class TrainLog:
+    """What a call of `fit` did."""
+
+    losses: tuple[float, ...]  # mean over the samples of each epoch
+    steps: int
+    samples: int
+    seconds: float
+    precision: str  # 'float32', 'bfloat16' or 'float16'
+
+
+def nothing() -> None:
+    """Does nothing after a step."""
+
+
+def fit(
+    module: nn.Module,
+    dataset: data.Dataset,
+    fine_tune: FineTune,
+    ctx: context.Context,
+    *,
+    loss: losses.Loss = losses.cross_entropy,
+    after_step: Callable[[], None] = nothing,
+    label: str = "fine-tune",
+) -> TrainLog:
+    """Trains `module`'s parameters in place on `ctx.device`; leaves it there, in evaluation mode.
+
+    Each epoch is a seeded permutation cut into batches of nearly equal size. The learning rate falls from its peak to
+    zero by a cosine over all steps. Weight decay spares vectors (biases, normalization). On a GPU the forward pass runs
+    in half precision. `after_step` runs after each optimizer step, where masks are re-applied.
+    The same seed gives the same bits on a CPU with the same number of threads.
+
+    Raises:
+        BadData: no labels.
+        Diverged: the loss or a weight is NaN or infinite.
+    """
+    if dataset.labels is None:
+        raise BadData(
+            f"{label} needs labels, but the dataset has none", hint="add an array 'labels'"
+        )
+    started = time.monotonic()
+    module.to(ctx.device).train()
+    torch.manual_seed(ctx.seed_of(f"{label}/dropout"))
+    run = _Run(module, dataset, fine_tune, ctx, loss, after_step, label)
+    epochs = tuple(run.epoch(index) for index in range(fine_tune.epochs))
+    module.eval()
+    _check_finite(module, label)
+    ctx.report(1.0, f"{label}: done, loss {epochs[-1]:.4g}")
+    return TrainLog(
+        losses=epochs,
+        steps=run.step,
+        samples=dataset.samples,
+        seconds=time.monotonic() - started,
+        precision=str(run.precision).removeprefix("torch."),
+    )
+
+
+class _Run:
+    """State of one call of `fit`: the step it is at, its optimizer, when it last reported."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        dataset: data.Dataset,
+        fine_tune: FineTune,
+        ctx: context.Context,
+        loss: losses.Loss,
+        after_step: Callable[[], None],
+        label: str,
+    ) -> None:
+        self.module, self.dataset, self.ctx = module, dataset, ctx
+        self.loss, self.after_step, self.label = loss, after_step, label
+        self.fine_tune = fine_tune
+        self.step = 0
+        self.steps = fine_tune.epochs * math.ceil(dataset.samples / fine_tune.batch_size)
+        self.precision = _precision(ctx.device)
+        self.optimizer = _optimizer(module, fine_tune)
+        self.scaler = torch.amp.GradScaler(ctx.device.type, enabled=self.precision is torch.float16)
+        self.reported = time.monotonic()
+
+    def epoch(self, index: int) -> float:
+        """Trains on every sample once; answers the mean loss."""
+        total = 0.0
+        for indices in self._shuffled(index):
+            value = self._train_on(indices)
+            if not math.isfinite(value):
+                raise Diverged(
+                    f"{self.label}: the loss is {value} in epoch {index + 1}, step {self.step + 1} of {self.steps}",
+                    hint=f"lower learning_rate (it is {self.fine_tune.learning_rate:g})",
+                )
+            total += value * len(indices)
+            self.step += 1
+            self._report(index, value)
+        return total / self.dataset.samples
+
+    def _shuffled(self, epoch: int) -> Iterator[NDArray[np.int64]]:
+        order = self.ctx.random(f"{self.label}/epoch/{epoch}").permutation(self.dataset.samples)
+        yield from np.array_split(order, math.ceil(len(order) / self.fine_tune.batch_size))
+
+    def _train_on(self, indices: NDArray[np.int64]) -> float:
+        self._set_learning_rate()
+        self.optimizer.zero_grad(set_to_none=True)
+        with _autocast(self.ctx.device, self.precision):
+            batch = forward(self.module, self.dataset, indices, self.ctx.device)
+        value = self.loss(batch)
+        self.scaler.scale(value).backward()  # type: ignore[no-untyped-call]
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.after_step()
+        return value.item()
+
+    def _set_learning_rate(self) -> None:
+        rate = self.fine_tune.learning_rate * _cosine(self.step / self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def _report(self, epoch: int, value: float) -> None:
+        now = time.monotonic()
+        if now - self.reported >= _REPORT_EVERY_S:
+            self.reported = now
+            self.ctx.report(
+                self.step / self.steps,
+                f"{self.label}: epoch {epoch + 1} of {self.fine_tune.epochs}, loss {value:.4g}",
+            )
+
+
+def refresh_batch_norm(
+    module: nn.Module, dataset: data.Dataset, ctx: context.Context, *, batch_size: int = 64
+) -> int:
+    """Runs training batches through `module` so that its running statistics fit its changed weights.
+
+    Weights stay. Up to 200 seeded batches, at the momentum of each layer (NNCF does the same where nothing is
+    fine-tuned). Needs no labels. Answers the number of batches. Leaves the module in evaluation mode.
+    """
+    module.to(ctx.device).train()
+    torch.manual_seed(ctx.seed_of("refresh/dropout"))
+    order = ctx.random("refresh").permutation(dataset.samples)
+    batches = np.array_split(order, math.ceil(len(order) / batch_size))
+    done = [batches[index % len(batches)] for index in range(_REFRESH_BATCHES)]
+    with torch.no_grad():
+        for indices in done:
+            forward(module, dataset, indices, ctx.device)
+    module.eval()
+    return len(done)
+
+
+def forward(
+    module: nn.Module, dataset: data.Dataset, indices: NDArray[np.int64], device: torch.device
+) -> losses.Batch:
+    """Runs samples `indices` through `module`, which takes the inputs in order and answers a tuple."""
+    feeds = dataset.batch(indices)
+    inputs = tuple(torch.from_numpy(feeds[name]).to(device) for name in dataset.input_names)
+    labels = None
+    if dataset.labels is not None:
+        labels = torch.from_numpy(dataset.labels[indices]).to(device)
+    return losses.Batch(inputs=inputs, outputs=module(*inputs), labels=labels)
+
+
+def _cosine(done: float) -> float:
+    """From 1 at the beginning to 0 at the end."""
+    return 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def _optimizer(module: nn.Module, fine_tune: FineTune) -> torch.optim.Optimizer:
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": fine_tune.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if fine_tune.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=fine_tune.learning_rate, momentum=0.9)
+    return torch.optim.AdamW(groups, lr=fine_tune.learning_rate)
+
+
+def _precision(device: torch.device) -> torch.dtype:
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def _autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[object]:
+    if precision is torch.float32:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=precision)
+
+
+def _check_finite(module: nn.Module, label: str) -> None:
+    for name, value in module.state_dict().items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise Diverged(
+                f"{label}: weight {name!r} is NaN or infinite after training",
+                layer=name,
+                hint="lower learning_rate",
+            )
