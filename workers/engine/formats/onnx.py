@@ -1,0 +1,57 @@
+"""ONNX files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import onnx_ir as ir
+
+from workers.engine.errors import BadModel
+from workers.engine.formats import limits, normal
+from workers.engine.graph import Graph, verify
+
+INLINE_BYTES = 2**31 - 1
+"""Protobuf's own limit: larger models keep their weights in a second file."""
+
+
+def load(path: Path) -> Graph:
+    """Read a model that keeps the limits, in the one form that every pass sees.
+
+    Weights stay in the file's buffer, or mapped where they are in a second file.
+
+    Raises:
+        BadModel: the file is no ONNX model, or breaks a limit.
+        Unsupported: it has operators or types we do not know; the message names them all.
+    """
+    limits.check(path)
+    try:
+        model = ir.load(path)
+    except Exception as error:
+        raise BadModel(f"the file is no ONNX model: {error}") from error
+    normal.normalise(model)
+    graph = Graph(model)
+    verify.verify(graph)
+    return graph
+
+
+def save(graph: Graph, path: Path, *, inline_bytes: int = INLINE_BYTES) -> None:
+    """Write a model; the same graph gives the same bytes. Weights go to PATH.data when they are too many.
+
+    The file appears whole or not at all.
+
+    Args:
+        graph: What to write.
+        path: Where.
+        inline_bytes: Largest file that holds its own weights.
+    """
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    weights = sum(
+        value.const_value.nbytes for value in graph.initializers.values() if value.const_value
+    )
+    if weights + 2**20 < inline_bytes:
+        data = ir.to_proto(graph.model).SerializeToString(deterministic=True)
+        unfinished.write_bytes(data)
+    else:
+        ir.save(graph.model.clone(), unfinished, external_data=f"{path.name}.data")
+    os.replace(unfinished, path)

@@ -1,0 +1,37 @@
+"""The operators: one function for each, named as in ONNX, at the newest version we accept.
+
+Older versions are rewritten to this one at load (formats/upgrade.py), so a function has one meaning.
+"""
+
+from workers.engine.graph.ops import (
+    activation,
+    constant,
+    convolution,
+    elementwise,
+    linear,
+    movement,
+    normalization,
+    pooling,
+    quantization,
+    reduction,
+    resize,
+)
+from workers.engine.graph.ops._operator import TABLE, Call, Operator, key
+
+__all__ = [
+    "TABLE",
+    "Call",
+    "Operator",
+    "activation",
+    "constant",
+    "convolution",
+    "elementwise",
+    "key",
+    "linear",
+    "movement",
+    "normalization",
+    "pooling",
+    "quantization",
+    "reduction",
+    "resize",
+]

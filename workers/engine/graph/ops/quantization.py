@@ -1,0 +1,81 @@
+"""Quantized tensors: conversion from and to integers."""
+
+from __future__ import annotations
+
+import torch
+
+from workers.engine.graph import tensors
+from workers.engine.graph.ops._operator import operator
+
+Tensor = torch.Tensor
+
+
+def spread(x: Tensor, parameter: Tensor, axis: int, block_size: int) -> Tensor:
+    """A scale or zero point per tensor, per channel of an axis or per block, shaped to broadcast on x."""
+    if parameter.numel() == 1 and parameter.dim() <= 1:
+        return parameter.reshape(())
+    if parameter.dim() == 1:
+        shape = [1] * x.dim()
+        shape[axis] = parameter.numel()
+        return parameter.reshape(shape)
+    repeated = torch.repeat_interleave(parameter, block_size, axis)
+    return repeated.narrow(axis, 0, x.shape[axis])
+
+
+@operator()
+def QuantizeLinear(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None = None,
+    *,
+    axis: int = 1,
+    block_size: int = 0,
+    output_dtype: int = 0,
+    precision: int = 0,
+    saturate: int = 1,
+) -> Tensor:
+    """Rounds half to even and saturates. Its gradient is the straight-through one inside the range."""
+    dtype = _quantized_dtype(zero_point, output_dtype)
+    scaled = x / spread(x, scale, axis, block_size)
+    if dtype.is_floating_point:
+        return scaled.to(dtype)
+    rounded = torch.round(scaled).to(torch.float64 if x.dtype is torch.float64 else torch.float32)
+    if zero_point is not None:
+        rounded = rounded + spread(x, zero_point, axis, block_size)
+    limits = torch.iinfo(dtype)
+    return rounded.clamp(limits.min, limits.max).to(torch.int64).to(dtype)
+
+
+def _quantized_dtype(zero_point: Tensor | None, output_dtype: int) -> torch.dtype:
+    if zero_point is not None:
+        return zero_point.dtype
+    return tensors.dtype_of(output_dtype) if output_dtype else torch.uint8
+
+
+@operator()
+def DequantizeLinear(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None = None,
+    *,
+    axis: int = 1,
+    block_size: int = 0,
+    output_dtype: int = 0,
+) -> Tensor:
+    target = tensors.dtype_of(output_dtype) if output_dtype else scale.dtype
+    wide = x.to(torch.float32)
+    if zero_point is not None:
+        wide = wide - spread(x, zero_point, axis, block_size).to(torch.float32)
+    return (wide * spread(x, scale, axis, block_size).to(torch.float32)).to(target)
+
+
+@operator()
+def DynamicQuantizeLinear(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """To uint8 over the range of x, widened so that it holds zero."""
+    zero = torch.zeros((), dtype=x.dtype, device=x.device)
+    low, high = torch.minimum(x.amin(), zero), torch.maximum(x.amax(), zero)
+    scale = (high - low) / 255
+    safe = torch.where(scale == 0, torch.ones_like(scale), scale)
+    zero_point = torch.round((0 - low) / safe).clamp(0, 255)
+    quantized = (torch.round(x / safe) + zero_point).clamp(0, 255)
+    return quantized.to(torch.uint8), scale, zero_point.to(torch.uint8)

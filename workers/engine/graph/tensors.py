@@ -1,0 +1,99 @@
+"""Tensors of the three worlds: onnx_ir, numpy and torch, without copies where that is possible."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from workers.engine.errors import Unsupported
+
+TORCH: dict[ir.DataType, torch.dtype] = {
+    ir.DataType.FLOAT: torch.float32,
+    ir.DataType.DOUBLE: torch.float64,
+    ir.DataType.FLOAT16: torch.float16,
+    ir.DataType.BFLOAT16: torch.bfloat16,
+    ir.DataType.INT8: torch.int8,
+    ir.DataType.INT16: torch.int16,
+    ir.DataType.INT32: torch.int32,
+    ir.DataType.INT64: torch.int64,
+    ir.DataType.UINT8: torch.uint8,
+    ir.DataType.UINT16: torch.uint16,
+    ir.DataType.UINT32: torch.uint32,
+    ir.DataType.UINT64: torch.uint64,
+    ir.DataType.BOOL: torch.bool,
+    ir.DataType.COMPLEX64: torch.complex64,
+    ir.DataType.COMPLEX128: torch.complex128,
+    ir.DataType.FLOAT8E4M3FN: torch.float8_e4m3fn,
+    ir.DataType.FLOAT8E4M3FNUZ: torch.float8_e4m3fnuz,
+    ir.DataType.FLOAT8E5M2: torch.float8_e5m2,
+    ir.DataType.FLOAT8E5M2FNUZ: torch.float8_e5m2fnuz,
+}
+
+FLOATS = frozenset(
+    {ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
+)
+
+_NARROW = frozenset({ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT2, ir.DataType.UINT2})
+
+
+def dtype_of(data_type: int) -> torch.dtype:
+    """The torch type for an ONNX element type. 4- and 2-bit integers live in 8-bit ones.
+
+    Raises:
+        Unsupported: torch has no such type (strings, float4).
+    """
+    known = ir.DataType(data_type)
+    if known in _NARROW:
+        return torch.int8 if known in (ir.DataType.INT4, ir.DataType.INT2) else torch.uint8
+    if known not in TORCH:
+        raise Unsupported(f"element type {known.name} is not supported")
+    return TORCH[known]
+
+
+def borrow(array: np.ndarray) -> torch.Tensor:
+    """A tensor over the array's own memory; the caller must not write to it."""
+    if array.dtype.kind == "V" or array.dtype.name.startswith(("bfloat16", "float8")):
+        return _borrow_extension(array)
+    if not array.flags.c_contiguous or not array.dtype.isnative:
+        array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)
+
+
+def _borrow_extension(array: np.ndarray) -> torch.Tensor:
+    data_type = ir.DataType.from_numpy(array.dtype)
+    bits = np.ascontiguousarray(array).view(f"i{array.dtype.itemsize}")
+    return borrow(bits).view(TORCH[data_type])
+
+
+def from_ir(tensor: ir.TensorProtocol) -> torch.Tensor:
+    """The tensor's elements, sharing its memory where it is mapped or inside the file's buffer.
+
+    Raises:
+        Unsupported: torch has no such element type.
+    """
+    target = dtype_of(tensor.dtype)
+    array = tensor.numpy()
+    if tensor.dtype in _NARROW:
+        array = array.astype(np.int8 if target is torch.int8 else np.uint8)
+    return borrow(array)
+
+
+def to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """The tensor's elements on the host; bfloat16 and float8 as ml_dtypes arrays."""
+    host = tensor.detach().cpu().contiguous()
+    if host.dtype is torch.bfloat16:
+        return host.view(torch.int16).numpy().view(ir.DataType.BFLOAT16.numpy())
+    if host.element_size() == 1 and host.dtype.is_floating_point:
+        data_type = next(known for known, dtype in TORCH.items() if dtype is host.dtype)
+        return host.view(torch.uint8).numpy().view(data_type.numpy())
+    return host.numpy()
+
+
+def ints(tensor: torch.Tensor) -> list[int]:
+    """The elements of a shape-like operand as host integers."""
+    return [int(element) for element in tensor.reshape(-1).tolist()]
