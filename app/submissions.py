@@ -85,6 +85,16 @@ def check(session: Session, principal: Principal, request: JobRequest) -> Inputs
     return inputs
 
 
+def warnings(inputs: Inputs) -> list[str]:
+    """What the report of such a job will lack."""
+    measured = inputs.measured
+    if measured is None:
+        return ["without data, accuracy and agreement with the uploaded model are not measured"]
+    if measured.labels is None:
+        return ["without labels, accuracy is not measured; agreement with the uploaded model is"]
+    return []
+
+
 def _find(session: Session, principal: Principal, request: JobRequest) -> Inputs:
     named = {
         "/model": request.model,
@@ -96,7 +106,7 @@ def _find(session: Session, principal: Principal, request: JobRequest) -> Inputs
     for pointer, id_ in named.items():
         if id_ is None:
             continue
-        row = session.get(Model if pointer == "/model" else Dataset, id_)
+        row = _row(session, pointer, id_)
         if row is None or row.project_id != principal.project_id:
             missing.append(_unknown(pointer, id_))
         else:
@@ -106,6 +116,10 @@ def _find(session: Session, principal: Principal, request: JobRequest) -> Inputs
     for pointer, row in found.items():
         _require_ready(row, pointer)
     return _inputs(found)
+
+
+def _row(session: Session, pointer: str, id_: str) -> Model | Dataset | None:
+    return session.get(Model, id_) if pointer == "/model" else session.get(Dataset, id_)
 
 
 def _inputs(rows: Mapping[str, Model | Dataset]) -> Inputs:
