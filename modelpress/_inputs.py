@@ -1,0 +1,137 @@
+"""What people type on the command line, made into what the client takes. Everything wrong is a usage error."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import typer
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from modelpress.spec import named, recipe
+from modelpress.spec.constraint import Constraint
+from modelpress.spec.job import Images
+from modelpress.spec.problem import Problem, Refused, from_validation
+
+MAX_RECIPE_BYTES = 1 << 20
+
+
+class Asked(BaseModel):
+    """A compression as the command line describes it; model and data are files, or ids on the server."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    data: str | None
+    eval_data: str | None
+    recipe: recipe.Recipe
+    images: Images
+    constraints: tuple[Constraint, ...]
+    seed: int
+    name: str
+
+
+def asked(
+    model: str,
+    data: str | None,
+    eval_data: str | None,
+    recipe_: str,
+    constraints: list[str] | None,
+    *,
+    mean: str,
+    std: str,
+    seed: int,
+    name: str,
+) -> Asked:
+    """Reads the options of `compress` and `submit`.
+
+    Raises:
+        typer.BadParameter: one of them is wrong; the message says what is.
+    """
+    wanted = read_recipe(recipe_)
+    _require_data(wanted, has_data=data is not None)
+    return Asked(
+        model=model,
+        data=data,
+        eval_data=eval_data,
+        recipe=wanted,
+        images=images(mean, std),
+        constraints=tuple(constraint(text) for text in constraints or ()),
+        seed=seed,
+        name=name or Path(model).stem,
+    )
+
+
+def read_recipe(text: str) -> recipe.Recipe:
+    """A recipe by name, or from a file of JSON or TOML."""
+    if text in named.NAMED:
+        return named.NAMED[text]
+    path = Path(text)
+    if not path.is_file():
+        raise typer.BadParameter(
+            f"{text!r} is neither a file nor one of the recipes {', '.join(sorted(named.NAMED))}"
+        )
+    try:
+        return recipe.parse(_decode(path))
+    except Refused as e:
+        raise typer.BadParameter(f"{path} is no recipe\n{_lines(e.problems)}") from e
+
+
+def _require_data(wanted: recipe.Recipe, *, has_data: bool) -> None:
+    """Refuses, before anything is sent, a recipe that needs data where there is none."""
+    if problems := wanted.problems(has_data=has_data, has_labels=has_data):
+        raise typer.BadParameter(f"the recipe can't run\n{_lines(problems)}")
+
+
+def constraint(text: str) -> Constraint:
+    """A constraint written as metric:goal:value, such as accuracy:max_drop:0.01."""
+    parts = text.split(":")
+    if len(parts) != 3:
+        raise typer.BadParameter(
+            f"{text!r} is not metric:goal:value, such as accuracy:max_drop:0.01"
+        )
+    try:
+        return Constraint.model_validate(dict(zip(("metric", "goal", "value"), parts, strict=True)))
+    except ValidationError as e:
+        raise typer.BadParameter(f"{text!r}\n{_lines(from_validation(e))}") from e
+
+
+def images(mean: str, std: str) -> Images:
+    """How images become arrays, from comma-separated numbers for each channel."""
+    try:
+        return Images(mean=_numbers(mean), std=_numbers(std))
+    except (ValidationError, ValueError) as e:
+        raise typer.BadParameter(f"mean {mean!r} and std {std!r}: {e}") from e
+
+
+def file(text: str) -> Path:
+    """A file that exists."""
+    path = Path(text)
+    if not path.is_file():
+        raise typer.BadParameter(f"there is no file {text!r}")
+    return path
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
+
+
+def _decode(path: Path) -> Any:
+    size_bytes = path.stat().st_size
+    if size_bytes > MAX_RECIPE_BYTES:
+        raise typer.BadParameter(
+            f"{path} has {size_bytes} bytes, a recipe at most {MAX_RECIPE_BYTES}"
+        )
+    try:
+        text = path.read_text("utf-8")
+        return tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except (OSError, ValueError, RecursionError) as e:
+        raise typer.BadParameter(f"{path} can't be read: {e}") from e
+
+
+def _lines(problems: list[Problem]) -> str:
+    return "\n".join(
+        f"  {p.pointer or '/'}: {p.reason}{f' ({p.hint})' if p.hint else ''}" for p in problems
+    )

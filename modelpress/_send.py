@@ -1,0 +1,59 @@
+"""From files on this machine to a job on the server, with bars for those who watch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+from modelpress import _inputs, _show
+from modelpress.client import Client
+from modelpress.resources import Dataset, Job, Model, Upload
+
+MODEL_ID = "mdl_"
+DATASET_ID = "dst_"
+
+Item = TypeVar("Item", Model, Dataset)
+
+
+def job(client: Client, asked: _inputs.Asked) -> Job:
+    """Uploads what is not there yet and submits the job."""
+    return client.submit(
+        model(client, asked.model),
+        asked.recipe,
+        data=dataset(client, asked.data) if asked.data else None,
+        eval_data=dataset(client, asked.eval_data) if asked.eval_data else None,
+        images=asked.images,
+        constraints=asked.constraints,
+        seed=asked.seed,
+        name=asked.name,
+    )
+
+
+def model(client: Client, text: str) -> Model:
+    """The model with this id, or one made of this file."""
+    if _is_id(text, MODEL_ID):
+        return client.model(text)
+    path = _inputs.file(text)
+    return _inspected(client, client.create_model(_upload(client, path), name=path.stem))
+
+
+def dataset(client: Client, text: str) -> Dataset:
+    """The dataset with this id, or one made of this file."""
+    if _is_id(text, DATASET_ID):
+        return client.dataset(text)
+    path = _inputs.file(text)
+    return _inspected(client, client.create_dataset(_upload(client, path), name=path.stem))
+
+
+def _is_id(text: str, prefix: str) -> bool:
+    return text.startswith(prefix) and not Path(text).exists()
+
+
+def _upload(client: Client, path: Path) -> Upload:
+    with _show.transfer(f"upload {path.name}") as told:
+        return client.upload(path, on_progress=told)
+
+
+def _inspected(client: Client, item: Item) -> Item:
+    with _show.err.status(f"inspecting {item.filename or item.name}"):
+        return client.inspected(item)

@@ -1,0 +1,329 @@
+"""`modelpress`: the service from a shell.
+
+Results go to standard output, everything else to standard error; with --json standard output is one JSON value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+import typer.core
+from pydantic import TypeAdapter
+from rich.markup import escape
+
+from modelpress import (
+    __version__,
+    _connection,
+    _inputs,
+    _local,
+    _report,
+    _send,
+    _serve,
+    _show,
+    _watch,
+    errors,
+)
+from modelpress import client as clients
+from modelpress._ended import Ended, Exit
+from modelpress.spec import recipe as recipes
+from modelpress.spec.state import JobState
+
+EPILOG = (
+    "Exit status: 0 done, 1 the job failed or the service did not run, 2 wrong usage, 3 no server, "
+    "4 refused by the server, 5 a constraint does not hold, 130 interrupted."
+)
+
+
+class Group(typer.core.TyperGroup):
+    """Turns what the client raises into a message and an exit status."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except errors.Unreachable as e:
+            _fail(Exit.UNREACHABLE, e)
+        except (errors.Rejected, errors.InspectionFailed) as e:
+            _fail(Exit.REFUSED, e)
+        except (errors.ModelPressError, _serve.ServeFailed) as e:
+            _fail(Exit.FAILED, e)
+        except (OSError, ValueError) as e:
+            _fail(Exit.USAGE, e)
+        except KeyboardInterrupt:
+            raise typer.Exit(Exit.INTERRUPTED) from None
+
+
+app = typer.Typer(
+    cls=Group,
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Make neural networks small and fast, and prove every number.",
+)
+keys = typer.Typer(no_args_is_help=True, help="API keys of the project.")
+app.add_typer(keys, name="keys")
+
+Url = Annotated[
+    str | None,
+    typer.Option(
+        "--url", help="Server; else MODELPRESS_URL, else the one `modelpress serve` runs here."
+    ),
+]
+ApiKey = Annotated[
+    str | None,
+    typer.Option("--key", help="API key; else MODELPRESS_API_KEY, else the one `serve` left here."),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON value on standard output.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job.")]
+ModelFile = Annotated[
+    str, typer.Argument(metavar="MODEL", help="An ONNX file, or the id of an uploaded model.")
+]
+RecipeName = Annotated[
+    str,
+    typer.Option("--recipe", help="A file of JSON or TOML, or the name of a recipe; see `steps`."),
+]
+DataFile = Annotated[
+    str | None,
+    typer.Option("--data", help="Samples to learn from: .npz, a zip of image folders, or an id."),
+]
+EvalFile = Annotated[
+    str | None,
+    typer.Option("--eval-data", help="Samples to measure on; else a share of --data is kept."),
+]
+Constraints = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--constraint",
+        metavar="METRIC:GOAL:VALUE",
+        help="What must hold, such as accuracy:max_drop:0.01 or size_bytes:max_ratio:0.3; repeatable.",
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Seed of every random choice.", min=0)]
+Name = Annotated[str, typer.Option(help="A name for people; else that of the model.")]
+Mean = Annotated[str, typer.Option("--mean", help="Of images: mean of each channel, or of all.")]
+Std = Annotated[str, typer.Option("--std", help="Of images: standard deviation, likewise.")]
+Out = Annotated[
+    Path | None, typer.Option("--out", help="Directory of the results.", file_okay=False)
+]
+
+
+@app.command(epilog=EPILOG)
+def compress(
+    model: ModelFile,
+    recipe: RecipeName,
+    data: DataFile = None,
+    eval_data: EvalFile = None,
+    constraint: Constraints = None,
+    seed: Seed = 0,
+    name: Name = "",
+    mean: Mean = "0",
+    std: Std = "1",
+    local: Annotated[bool, typer.Option("--local", help="Run here, with no server.")] = False,
+    out: Out = None,
+    as_json: Json = False,
+    url: Url = None,
+    key: ApiKey = None,
+) -> None:
+    """Compress a model: upload it, run a recipe, print the report, fetch the result.
+
+    The result goes to --out, by default MODEL-compressed in the current directory.
+    """
+    asked = _inputs.asked(
+        model, data, eval_data, recipe, constraint, mean=mean, std=std, seed=seed, name=name
+    )
+    out = out or Path(f"{Path(model).stem}-compressed")
+    if local:
+        _finish(_run_here(asked, out), as_json)
+    with clients.Client(url, key) as client:
+        job = _watch.to_the_end(client, _send.job(client, asked))
+        _finish(_watch.collect(client, job, out), as_json)
+
+
+@app.command(epilog=EPILOG)
+def submit(
+    model: ModelFile,
+    recipe: RecipeName,
+    data: DataFile = None,
+    eval_data: EvalFile = None,
+    constraint: Constraints = None,
+    seed: Seed = 0,
+    name: Name = "",
+    mean: Mean = "0",
+    std: Std = "1",
+    as_json: Json = False,
+    url: Url = None,
+    key: ApiKey = None,
+) -> None:
+    """Like compress, but only submit the job and print its id."""
+    asked = _inputs.asked(
+        model, data, eval_data, recipe, constraint, mean=mean, std=std, seed=seed, name=name
+    )
+    with clients.Client(url, key) as client:
+        job = _send.job(client, asked)
+    _show.err.print(f"see it with: modelpress watch {job.id}")
+    typer.echo(job.model_dump_json(by_alias=True) if as_json else job.id)
+
+
+@app.command(epilog=EPILOG)
+def watch(job: JobId, as_json: Json = False, url: Url = None, key: ApiKey = None) -> None:
+    """Follow a job to its end and print its report. Ctrl-C asks whether to cancel it."""
+    with clients.Client(url, key) as client:
+        ended = _watch.to_the_end(client, client.job(job))
+        _finish(_watch.collect(client, ended, None), as_json)
+
+
+@app.command(epilog=EPILOG)
+def fetch(
+    job: JobId, out: Out = None, as_json: Json = False, url: Url = None, key: ApiKey = None
+) -> None:
+    """Download the artifacts of a job, and its report.
+
+    They go to --out, by default a directory named as the job is.
+    """
+    with clients.Client(url, key) as client:
+        files = _watch.fetch(client, client.job(job), out or Path(job))
+    _print([str(file) for file in files], as_json, plain="\n".join(map(str, files)))
+
+
+@app.command()
+def jobs(
+    state: Annotated[str | None, typer.Option(help="Only jobs in this state.")] = None,
+    limit: Annotated[int, typer.Option(help="How many, newest first.", min=1)] = 20,
+    as_json: Json = False,
+    url: Url = None,
+    key: ApiKey = None,
+) -> None:
+    """List the compressions of the project, newest first."""
+    with clients.Client(url, key) as client:
+        found = list(islice(client.jobs(state=state, kind="compress"), limit))
+    _print(found, as_json, plain=_show.jobs(found))
+
+
+@app.command()
+def cancel(job: JobId, as_json: Json = False, url: Url = None, key: ApiKey = None) -> None:
+    """Ask a job to stop."""
+    with clients.Client(url, key) as client:
+        now = client.cancel(job)
+    _print(now, as_json, plain=f"{now.id} {now.state}")
+
+
+@app.command()
+def steps(
+    kind: Annotated[str | None, typer.Argument(help="Show the fields of this step.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the steps a recipe may have and the recipes that have a name; needs no server."""
+    if kind is not None and kind not in recipes.STEPS:
+        raise typer.BadParameter(f"there is no step {kind!r}; see `modelpress steps`")
+    chosen = recipes.STEPS if kind is None else {kind: recipes.STEPS[kind]}
+    schemas = {name: step.model_json_schema() for name, step in chosen.items()}
+    plain = _show.steps() if kind is None else _show.step(kind)
+    _print(schemas, as_json, plain=plain)
+
+
+@keys.command("list")
+def list_keys(as_json: Json = False, url: Url = None, key: ApiKey = None) -> None:
+    """List the keys; their secrets are not kept."""
+    with clients.Client(url, key) as client:
+        found = list(client.keys())
+    _print(found, as_json, plain=_show.keys(found))
+
+
+@keys.command("create")
+def create_key(
+    name: Annotated[str, typer.Argument(help="What the key is for.")],
+    admin: Annotated[bool, typer.Option(help="May also make projects.")] = False,
+    as_json: Json = False,
+    url: Url = None,
+    key: ApiKey = None,
+) -> None:
+    """Make a key and print its secret, once."""
+    with clients.Client(url, key) as client:
+        made = client.create_key(name, admin=admin)
+    _show.err.print("this is the only time the secret is shown")
+    _print(made, as_json, plain=made.secret or "")
+
+
+@keys.command("revoke")
+def revoke_key(
+    revoked: Annotated[str, typer.Argument(metavar="ID", help="Id of the key.")],
+    url: Url = None,
+    key: ApiKey = None,
+) -> None:
+    """Make a key useless, for good."""
+    with clients.Client(url, key) as client:
+        client.revoke_key(revoked)
+
+
+@app.command(epilog=EPILOG)
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.", envvar="MODELPRESS_HOST")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(help="Port; 0 takes any.", envvar="MODELPRESS_PORT")] = 8765,
+    home: Annotated[
+        Path | None, typer.Option(help="Directory of everything; else MODELPRESS_HOME.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Jobs that may run at once.", min=1)] = 1,
+    no_worker: Annotated[bool, typer.Option("--no-worker", help="Only the API.")] = False,
+) -> None:
+    """Run the whole service on this machine until Ctrl-C."""
+    count = 0 if no_worker else workers
+    if extra := _serve.missing_extra(workers=count):
+        _fail(
+            Exit.FAILED,
+            f"`serve` needs more than the client: pip install 'modelpress[{extra}]'"
+            + (", or add --no-worker" if extra == "worker" else ""),
+        )
+    plan = _serve.Plan(host, port, (home or _connection.home()).absolute(), count)
+    _serve.run(plan, lambda text: typer.echo(text, err=True))
+
+
+@app.command()
+def version() -> None:
+    """Print the version of this client."""
+    typer.echo(__version__)
+
+
+def main() -> None:
+    """The entry point."""
+    app()
+
+
+def _run_here(asked: _inputs.Asked, out: Path) -> Ended:
+    if not _local.is_installed():
+        _fail(Exit.FAILED, "--local needs the engine: pip install 'modelpress[worker]'")
+    with _show.job(asked.name) as tell:
+        return _local.run(asked, out, on_progress=tell)
+
+
+def _finish(ended: Ended, as_json: bool) -> NoReturn:
+    """Prints how a job ended and leaves with the status that says the same."""
+    if as_json:
+        typer.echo(ended.model_dump_json(by_alias=True))
+    elif ended.report is not None:
+        _show.out.print(_report.render(ended.report))
+        for file in ended.files:
+            _show.out.print(f"wrote {file}", markup=False, highlight=False)
+    if ended.state is not JobState.SUCCEEDED:
+        reason = f": {errors.explain(ended.failure)}" if ended.failure else ""
+        _fail(Exit.FAILED, f"{ended.job or 'the job'} {ended.state}{reason}")
+    raise typer.Exit(ended.exit)
+
+
+def _print(value: Any, as_json: bool, *, plain: Any) -> None:
+    if as_json:
+        typer.echo(TypeAdapter(Any).dump_json(value, by_alias=True).decode())
+        return
+    many = plain if isinstance(plain, Iterable) and not isinstance(plain, str) else [plain]
+    for part in many:
+        _show.out.print(part, markup=False, highlight=False)
+
+
+def _fail(status: Exit, message: object) -> NoReturn:
+    _show.err.print(f"[bold red]error:[/] {escape(str(message))}", highlight=False, soft_wrap=True)
+    raise typer.Exit(status)
