@@ -73,7 +73,7 @@ def lowest(scores: npt.NDArray[np.floating], count: int, rng: np.random.Generato
     if count >= scores.size:
         return np.ones(scores.size, dtype=np.bool_)
     border = np.partition(scores, count - 1)[count - 1]
-    mask = scores < border
+    mask: Mask = scores < border
     ties = np.flatnonzero(scores == border)
     missing = count - int(mask.sum())
     mask[rng.choice(ties, size=missing, replace=False)] = True
@@ -83,6 +83,6 @@ def lowest(scores: npt.NDArray[np.floating], count: int, rng: np.random.Generato
 def _scores(weight: Array, pruned: Mask) -> npt.NDArray[np.floating]:
     """Magnitudes as [n], -1 where the weight is pruned already: below every magnitude, so that masks only grow."""
     exact = np.float64 if weight.dtype.itemsize > 4 else np.float32
-    scores = np.abs(weight.astype(exact)).reshape(-1)
+    scores: Array = np.abs(weight.astype(exact)).reshape(-1)
     scores[pruned.reshape(-1)] = -1.0
     return scores

@@ -43,7 +43,7 @@ class Weight:
 def activation(low: float, high: float) -> Activation:
     """Codes for values in low..high; the range is widened to hold 0, which then has an exact code (padding, ReLU)."""
     low, high = min(low, 0.0), max(high, 0.0)
-    scale = np.float32(max((high - low) / 255, _SMALLEST)) if high > low else np.float32(1)
+    scale = np.float32(max((high - low) / 255, float(_SMALLEST))) if high > low else np.float32(1)
     return Activation(scale, np.uint8(np.clip(np.rint(-low / float(scale)), 0, 255)))
 
 
@@ -78,7 +78,7 @@ def bias_codes(
 def encode(values: FloatArray, codes: Activation) -> npt.NDArray[np.uint8]:
     """Activation values as QuantizeLinear rounds them (half to even)."""
     q = np.rint(values / codes.scale) + np.float32(codes.zero)
-    return np.clip(q, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(q, 0, 255), dtype=np.uint8)
 
 
 def decode(q: npt.NDArray[np.uint8], codes: Activation) -> FloatArray:

@@ -1,0 +1,76 @@
+"""The layers of a graph that int8 may change, and why the others stay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from modelpress.spec.quantize import QuantizeInt8
+from workers.engine.context import Context
+from workers.engine.graph import Graph, match
+from workers.engine.passes.quantize import _plan
+
+
+@dataclass(frozen=True)
+class Target:
+    """A node with a constant float32 weight."""
+
+    node: ir.Node
+    weight: str
+    axis: int
+    """Axis of the weight's output channels."""
+    bias: ir.Value | None
+    kind: str
+
+    @property
+    def has_integer_kernel(self) -> bool:
+        """Whether ONNX Runtime multiplies integers for it; otherwise only the stored weight gets smaller."""
+        return self.kind in _plan.KERNELS
+
+
+def find(graph: Graph, step: QuantizeInt8, ctx: Context) -> list[Target]:
+    """Every layer that can be quantized; the others are reported as skipped, each with its reason."""
+    targets = []
+    for layer in match.layers(graph):
+        target = Target(layer.node, layer.weight, layer.out_axis, _bias(layer.node), layer.kind)
+        reason = _why_not(graph, target, step)
+        if reason:
+            ctx.skipped(layer.weight, reason)
+        else:
+            targets.append(target)
+    return targets
+
+
+def products(nodes: Sequence[ir.Node], step: QuantizeInt8) -> list[ir.Node]:
+    """MatMul nodes of two activations, as in attention."""
+    return [
+        node
+        for node in nodes
+        if node.op_type == "MatMul"
+        and not any(_plan.is_constant(v) for v in node.inputs)
+        and not step.excludes(node.name or "")
+    ]
+
+
+def _bias(node: ir.Node) -> ir.Value | None:
+    return node.inputs[2] if node.op_type != "MatMul" and len(node.inputs) > 2 else None
+
+
+def _why_not(graph: Graph, target: Target, step: QuantizeInt8) -> str:
+    if step.excludes(target.weight, target.node.name or ""):
+        return "excluded by the recipe"
+    weight = graph.initializers[target.weight].const_value
+    if weight is None or weight.dtype != ir.DataType.FLOAT:
+        return f"its weight is {weight.dtype if weight else 'computed'}, only float32 is quantized"
+    if target.node.inputs[1] is not graph.initializers[target.weight]:
+        return "its weight is computed from a constant, not stored as one"
+    if target.bias is not None and not _plan.is_constant(target.bias):
+        return "its bias is computed at run time"
+    if target.kind == "Gemm" and target.node.attributes.get_int("transA"):
+        return "its input is transposed (transA), which integer kernels can't"
+    if not np.isfinite(graph.weight(target.weight)).all():
+        return "its weight has values that are not finite"
+    return ""

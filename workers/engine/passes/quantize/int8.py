@@ -1,0 +1,139 @@
+"""quantize.int8: weights and activations in 8-bit integers (Jacob et al. 2017, arXiv 1712.05877).
+
+    x -> Conv(w) -> BatchNormalization -> Relu -> y
+    x -> Q -> DQ -> Conv(DQ(int8 w), DQ(int32 b)) -> Q -> DQ -> y
+
+Activations are uint8 with a zero point, weights int8 and symmetric, one scale per output channel. BatchNormalization is folded first;
+a Relu becomes the end of the range. Differs in: no training with simulated quantization.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter
+from collections.abc import Sequence, Set
+
+import onnx_ir as ir
+
+from modelpress.spec.quantize import QuantizeInt8
+from workers.engine.context import Context
+from workers.engine.errors import NothingChanged
+from workers.engine.graph import Graph, edit, match, shapes
+from workers.engine.graph.ops import TABLE, key
+from workers.engine.measure import environment
+from workers.engine.passes.quantize import _affine, _dynamic, _plan, _prepare, _static, _targets
+from workers.engine.passes.quantize._targets import Target
+
+_VNNI = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
+
+_SATURATES = (
+    "weights use 7 of their 8 bits: this CPU has no VNNI, so that sums of 8-bit products would saturate in int16 "
+    "(set reduce_range to false for a target with VNNI)"
+)
+_EXACT = "weights use all 8 bits: this CPU adds 8-bit products exactly (set reduce_range to true for x86 targets without VNNI)"
+
+_QUANTIZATION = frozenset(
+    [
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "MatMulInteger",
+        "Cast",
+        "Shape",
+        "Size",
+    ]
+)
+"""Operators that are part of the quantization itself, or read no values."""
+
+
+def apply(graph: Graph, step: QuantizeInt8, ctx: Context) -> Graph:
+    """Quantizes every layer that the recipe does not exclude.
+
+    Raises:
+        NothingChanged: no layer could be quantized.
+        BadModel: an activation is not finite on calibration samples.
+    """
+    _fold(graph, ctx)
+    other_weights = match.not_layers(graph)
+    _prepare.scale_gemms(graph)
+    if step.mode == "static":
+        _prepare.pull_cuts(graph)
+        _prepare.join_biases(graph, _ranks(graph))
+    targets = _targets.find(graph, step, ctx)
+    products = _targets.products(graph.nodes, step) if step.mode == "static" else []
+    _check_something_to_do(targets, products, step, ctx)
+    limit = _limit(step, ctx)
+    if step.mode == "static":
+        integer = _static.quantize(graph, targets, products, step, ctx, limit=limit)
+    else:
+        integer = _dynamic.quantize(graph, targets, step, ctx, limit=limit)
+    for name, reason in other_weights.items():
+        ctx.skipped(name, reason)
+    _report_float(graph, integer, step, ctx)
+    return graph
+
+
+def _fold(graph: Graph, ctx: Context) -> None:
+    _prepare.drop_identities(graph)
+    folded = edit.fold_batch_norm(graph)
+    if folded:
+        ctx.note(f"{len(folded)} BatchNormalization nodes were folded into the layers before them")
+
+
+def _ranks(graph: Graph) -> dict[str, int]:
+    inferred = shapes.infer(graph, shapes.example_shapes(graph))
+    return {name: len(shape) for name, shape in inferred.items()}
+
+
+def _check_something_to_do(
+    targets: Sequence[Target], products: Sequence[ir.Node], step: QuantizeInt8, ctx: Context
+) -> None:
+    if targets or products:
+        return
+    reasons = "; ".join(f"{s.layer}: {s.reason}" for s in ctx.coverage.skipped[:10])
+    raise NothingChanged(
+        f"quantize.int8 found no layer to quantize ({reasons or 'the model has no Conv, Gemm or MatMul with a weight'})",
+        hint="shorten exclude" if step.exclude else "leave this step out for this model",
+    )
+
+
+def _limit(step: QuantizeInt8, ctx: Context) -> int:
+    """Largest magnitude of a weight's code, by the recipe or by this CPU."""
+    reduce = step.reduce_range
+    if reduce is None:
+        reduce = _saturates()
+        ctx.note(_SATURATES if reduce else _EXACT)
+    elif not reduce and _saturates():
+        ctx.note("reduce_range is false, but this CPU has no VNNI: sums may saturate and be wrong")
+    return _affine.REDUCED_RANGE if reduce else _affine.FULL_RANGE
+
+
+def _saturates() -> bool:
+    """Whether this CPU adds products of 8-bit numbers in int16, as x86 does before VNNI."""
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return is_x86 and not _VNNI & set(environment.cpu_flags())
+
+
+def _report_float(graph: Graph, integer: Set[ir.Node], step: QuantizeInt8, ctx: Context) -> None:
+    """Names what still computes in float, as counts of operators."""
+    left = Counter(node.op_type for node in graph.nodes if _is_float(node, integer))
+    for op_type, count in sorted(left.items()):
+        ctx.skipped(f"{op_type} ({count} nodes)" if count > 1 else op_type, _reason(op_type, step))
+
+
+def _is_float(node: ir.Node, integer: Set[ir.Node]) -> bool:
+    operator = TABLE[key(node.domain, node.op_type)]
+    if node in integer or operator.moves_data or node.op_type in _QUANTIZATION:
+        return False
+    dtypes = {v.dtype for v in node.inputs if v is not None and v.const_value is None}
+    return bool(dtypes & {ir.DataType.FLOAT, None})
+
+
+def _reason(op_type: str, step: QuantizeInt8) -> str:
+    if step.mode == "dynamic":
+        return "stays in float: dynamic mode quantizes matrix products only"
+    if op_type in _plan.KERNELS:
+        return "stays in float: excluded, or without a weight that can be quantized"
+    if op_type in _plan.JOINERS or op_type in _plan.CUTS:
+        return "stays in float: what it reads or what reads it is float too"
+    return "stays in float: ONNX Runtime has no 8-bit kernel for it, or its accuracy would suffer"
