@@ -1,0 +1,137 @@
+"""`python -m workers.local`: a recipe on files of this machine, with no server; the CLI's `--local`.
+
+Standard output: one spec.progress.Progress a line. After a failure the last line is its spec.state.Failure and the
+exit status EXIT_FAILED. What the engine made lies in --out, the report too, even that of a failed run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+from pydantic import BaseModel, TypeAdapter
+
+from modelpress.spec import order
+from modelpress.spec.constraint import Constraint
+from modelpress.spec.job import Images, Limits
+from modelpress.spec.recipe import Recipe
+from modelpress.spec.report import Report
+from modelpress.spec.state import Failure, FailureClass
+from workers import attempt, sandbox
+
+REPORT = "report.json"
+
+_CONSTRAINTS: TypeAdapter[tuple[Constraint, ...]] = TypeAdapter(tuple[Constraint, ...])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one order and says how it went; answers the exit status."""
+    args = _arguments(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / REPORT).unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(prefix="modelpress-") as directory:
+        jobdir = Path(directory).resolve()
+        try:
+            (jobdir / order.ORDER).write_text(_order(args, jobdir).model_dump_json(by_alias=True))
+            ended = attempt.run(jobdir, limits=Limits(), on_progress=_say, should_stop=_stop())
+        except sandbox.SandboxMissing as e:
+            return _fail(_failure(FailureClass.RESOURCE, "sandbox_missing", str(e)))
+        return _deliver(ended, args.out)
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m workers.local", description=__doc__)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--eval-data", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--recipe", type=Recipe.model_validate_json, required=True)
+    parser.add_argument("--images", type=Images.model_validate_json, default=Images())
+    parser.add_argument("--constraints", type=_CONSTRAINTS.validate_json, default=())
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args(argv)
+
+
+def _order(args: argparse.Namespace, jobdir: Path) -> order.CompressOrder:
+    """The order, with copies of the files: the child must not be able to change the user's own."""
+    (jobdir / order.INPUT).mkdir()
+    return order.CompressOrder(
+        model=_copied(args.model, jobdir, "model"),
+        data=order.OrderData(
+            train=_copied(args.data, jobdir, "train") if args.data else None,
+            eval=_copied(args.eval_data, jobdir, "eval") if args.eval_data else None,
+            images=args.images,
+        ),
+        recipe=args.recipe,
+        constraints=args.constraints,
+        seed=args.seed,
+        sandbox=sandbox.level(),
+    )
+
+
+def _copied(path: Path, jobdir: Path, role: str) -> order.FileRef:
+    target = jobdir / order.INPUT / role
+    shutil.copyfile(path, target)
+    with target.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return order.FileRef(path=f"{order.INPUT}/{role}", name=path.name[:255], sha256=sha256)
+
+
+def _stop() -> Callable[[], sandbox.Stop | None]:
+    """Asked while the child runs: a signal came, or whoever started this process is gone."""
+    signalled: list[int] = []
+    parent = os.getppid()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        signalled.append(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, note)
+    return lambda: "cancelled" if signalled or os.getppid() != parent else None
+
+
+def _deliver(ended: attempt.Ended, out: Path) -> int:
+    """Moves what was made to where the user wants it."""
+    for artifact in ended.artifacts:
+        part = out / f".{artifact.name}.part"
+        shutil.copyfile(artifact.path, part)
+        part.replace(out / artifact.name)
+    if ended.report is not None:
+        _write_report(ended.report, out)
+    if ended.how == "succeeded":
+        return order.EXIT_OK
+    sys.stderr.write(ended.log_tail)
+    interrupted = _failure(FailureClass.USER_INPUT, ended.how, f"the run was {ended.how}")
+    return _fail(ended.failure or interrupted)
+
+
+def _write_report(report: Report, out: Path) -> None:
+    part = out / f".{REPORT}.part"
+    part.write_text(report.model_dump_json(by_alias=True, indent=2) + "\n")
+    part.replace(out / REPORT)
+
+
+def _failure(class_: FailureClass, code: str, message: str) -> Failure:
+    return Failure(**{"class": class_}, code=code, message=message)
+
+
+def _fail(failure: Failure) -> int:
+    _say(failure)
+    return order.EXIT_FAILED
+
+
+def _say(message: BaseModel) -> None:
+    sys.stdout.write(message.model_dump_json(by_alias=True) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
