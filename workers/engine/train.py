@@ -44,7 +44,7 @@ def fit(
     fine_tune: FineTune,
     ctx: context.Context,
     *,
-    loss: losses.Loss = losses.cross_entropy,
+    loss: losses.Loss | None = None,
     after_step: Callable[[], None] = nothing,
     label: str = "fine-tune",
 ) -> TrainLog:
@@ -52,7 +52,7 @@ def fit(
 
     Each epoch is a seeded permutation cut into batches of nearly equal size. The learning rate falls from its peak to
     zero by a cosine over all steps. Weight decay spares vectors (biases, normalization). On a GPU the forward pass runs
-    in half precision. `after_step` runs after each optimizer step, where masks are re-applied.
+    in half precision. `loss` null is the classification loss that fits `ctx.source`. `after_step` runs after each optimizer step, where masks are re-applied.
     The same seed gives the same bits on a CPU with the same number of threads.
 
     Raises:
@@ -66,7 +66,8 @@ def fit(
     started = time.monotonic()
     module.to(ctx.device).train()
     torch.manual_seed(ctx.seed_of(f"{label}/dropout"))
-    run = _Run(module, dataset, fine_tune, ctx, loss, after_step, label)
+    fitting = loss or classification_loss(ctx.source)
+    run = _Run(module, dataset, fine_tune, ctx, fitting, after_step, label)
     epochs = tuple(run.epoch(index) for index in range(fine_tune.epochs))
     module.eval()
     _check_finite(module, label)

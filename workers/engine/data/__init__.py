@@ -7,9 +7,9 @@ split     a Dataset -> train and eval
 
 from __future__ import annotations
 
-from workers.engine.data.dataset import Dataset, split
+from workers.engine.data.dataset import Dataset, check_same_classes, split
 from workers.engine.data.inspection import inspect
 from workers.engine.data.opening import open
 from workers.engine.data.values import check_classes
 
-__all__ = ["Dataset", "check_classes", "inspect", "open", "split"]
+__all__ = ["Dataset", "check_classes", "check_same_classes", "inspect", "open", "split"]

@@ -1,269 +1,74 @@
-"""Reads zip archives that strangers made: nothing is extracted, nothing is believed.
+"""Inflates members of a zip archive in chunks that stop at the claimed size.
 
-Python's zipfile inflates whatever a member holds before it compares the size that the directory claimed, and reads a
-directory of any size into memory. This reader takes the directory apart itself, within limits, and inflates in chunks
-that stop at the claimed size. Stored and deflated members of one-part archives, ZIP64 included (APPNOTE 6.3.10).
+Python's zipfile inflates whatever a member holds before it compares that with the claim: 1 MB can become 1 GiB first.
 """
 
 from __future__ import annotations
 
-import os
-import re
-import stat
-import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import pairwise
 from typing import BinaryIO
 
-from workers.engine.data import limits
-from workers.engine.errors import BadData
-
-STORED, DEFLATED = 0, 8
-
-_END = struct.Struct("<4s4H2LH")
-_END64_LOCATOR = struct.Struct("<4sLQL")
-_END64 = struct.Struct("<4sQ2H2L4Q")
-_CENTRAL = struct.Struct("<4s6H3L5H2L")
-_LOCAL = struct.Struct("<4s5H3L2H")
-_MAX_COMMENT_BYTES = 0xFFFF
-_ENCRYPTED, _UTF8 = 1 << 0, 1 << 11
-_IN_ZIP64 = 0xFFFFFFFF
-_BAD_NAME = re.compile(r"[\x00-\x1f\x7f\\:]|(^|/)\.\.?(/|$)|^/|//")
-_REPACK = "make the archive anew with np.savez or an ordinary zip program"
+from workers.engine.data import directory, limits, raw
 
 
-@dataclass(frozen=True)
-class Member:
-    """One entry of the directory, checked against the limits; sizes are what the archive claims."""
-
-    name: str
-    method: int
-    crc: int
-    compressed_bytes: int
-    size_bytes: int
-    offset: int  # of the local header
-
-    @property
-    def is_folder(self) -> bool:
-        return self.name.endswith("/")
-
-
-def directory(file: BinaryIO) -> tuple[Member, ...]:
-    """Lists the members in the order of the directory.
-
-    Raises:
-        BadData: no zip archive, a damaged one, or one that breaks a limit.
-    """
-    count, size_bytes, offset = _find_directory(file)
-    if count > limits.MAX_MEMBERS:
-        raise _refused(f"it has {count:,} members, more than {limits.MAX_MEMBERS:,}")
-    if size_bytes > limits.MAX_DIRECTORY_BYTES:
-        raise _refused(
-            f"its directory has {size_bytes:,} bytes, more than {limits.MAX_DIRECTORY_BYTES:,}"
-        )
-    members = tuple(_members(_read(file, offset, size_bytes), count))
-    _check_together(members, offset)
-    return members
-
-
-def data_offset(file: BinaryIO, member: Member) -> int:
+def data_offset(file: BinaryIO, member: directory.Member) -> int:
     """Offset in the file at which the member's bytes begin.
 
     Raises:
         BadData: the local header is not there or names another member.
     """
-    fields = _LOCAL.unpack(_read(file, member.offset, _LOCAL.size))
+    fields = directory.LOCAL.unpack(raw.read(file, member.offset, directory.LOCAL.size))
     flags, name_bytes, extra_bytes = fields[2], fields[9], fields[10]
     if fields[0] != b"PK\x03\x04":
-        raise _refused(f"member {member.name!r} does not begin where the directory says", member)
-    name = _decode(_read(file, member.offset + _LOCAL.size, name_bytes), flags)
+        raise raw.refused(
+            f"member {member.name!r} does not begin where the directory says", member.name
+        )
+    name = raw.decode(raw.read(file, member.offset + directory.LOCAL.size, name_bytes), flags)
     if name != member.name:
-        raise _refused(f"member {member.name!r} calls itself {name[:80]!r}", member)
-    return member.offset + _LOCAL.size + int(name_bytes) + int(extra_bytes)
+        raise raw.refused(f"member {member.name!r} calls itself {name[:80]!r}", member.name)
+    return member.offset + directory.LOCAL.size + int(name_bytes) + int(extra_bytes)
 
 
-def chunks(file: BinaryIO, member: Member) -> Iterator[bytes]:
+def chunks(file: BinaryIO, member: directory.Member) -> Iterator[bytes]:
     """Yields the member's bytes in pieces of at most `limits.CHUNK_BYTES`; stops at the claimed size.
 
     Raises:
         BadData: the member holds fewer or more bytes than claimed, other bytes (CRC), or is no DEFLATE stream.
     """
-    pieces = _stored(file, member) if member.method == STORED else _inflated(file, member)
+    pieces = _stored(file, member) if member.method == directory.STORED else _inflated(file, member)
     seen, crc = 0, 0
     for piece in pieces:
         seen += len(piece)
         if seen > member.size_bytes:
-            raise _refused(
-                f"member {member.name!r} claims {member.size_bytes:,} bytes but holds more", member
+            raise raw.refused(
+                f"member {member.name!r} claims {member.size_bytes:,} bytes but holds more",
+                member.name,
             )
         crc = zlib.crc32(piece, crc)
         yield piece
     if seen != member.size_bytes:
-        raise _refused(
-            f"member {member.name!r} claims {member.size_bytes:,} bytes but holds {seen:,}", member
+        raise raw.refused(
+            f"member {member.name!r} claims {member.size_bytes:,} bytes but holds {seen:,}",
+            member.name,
         )
     if crc != member.crc:
-        raise _refused(
+        raise raw.refused(
             f"member {member.name!r} is damaged: its CRC-32 is {crc:08x}, the archive says {member.crc:08x}",
-            member,
+            member.name,
         )
 
 
-def _find_directory(file: BinaryIO) -> tuple[int, int, int]:
-    """Answers (members, bytes, offset) of the central directory."""
-    file_bytes = os.fstat(file.fileno()).st_size
-    start = max(0, file_bytes - _END.size - _MAX_COMMENT_BYTES)
-    tail = _read(file, start, file_bytes - start)
-    at = _find_end(tail)
-    if at < 0:
-        raise _no_archive(file)
-    _, disk, first_disk, here, count, size_bytes, offset, _ = _END.unpack_from(tail, at)
-    end = start + at
-    if disk or first_disk or here != count:
-        raise _refused("it is one part of several")
-    if _IN_ZIP64 in (size_bytes, offset) or count == 0xFFFF:
-        count, size_bytes, offset, end = _find_directory64(file, end)
-    if offset + size_bytes != end:
-        raise _refused(
-            f"its directory of {size_bytes:,} bytes at {offset:,} does not end where the end record begins, at {end:,}"
-        )
-    return count, size_bytes, offset
-
-
-def _find_end(tail: bytes) -> int:
-    """Offset in `tail` of the end record, whose comment must reach exactly to the end of the file; -1 if none does."""
-    at = tail.rfind(b"PK\x05\x06")
-    while at >= 0:
-        if at + _END.size <= len(tail):
-            comment_bytes = _END.unpack_from(tail, at)[7]
-            if at + _END.size + comment_bytes == len(tail):
-                return at
-        at = tail.rfind(b"PK\x05\x06", 0, at)
-    return -1
-
-
-def _find_directory64(file: BinaryIO, end: int) -> tuple[int, int, int, int]:
-    locator_at = end - _END64_LOCATOR.size
-    signature, _, at, disks = _END64_LOCATOR.unpack(_read(file, locator_at, _END64_LOCATOR.size))
-    if signature != b"PK\x06\x07" or disks > 1:
-        raise _refused("its ZIP64 locator is missing or names several parts")
-    fields = _END64.unpack(_read(file, at, _END64.size))
-    if fields[0] != b"PK\x06\x06" or fields[6] != fields[7]:
-        raise _refused("its ZIP64 end record is damaged")
-    return fields[7], fields[8], fields[9], at
-
-
-def _members(raw: bytes, count: int) -> Iterator[Member]:
-    at = 0
-    for _ in range(count):
-        if at + _CENTRAL.size > len(raw):
-            raise _refused("its directory ends within an entry")
-        fields = _CENTRAL.unpack_from(raw, at)
-        name_at = at + _CENTRAL.size
-        extra_at = name_at + fields[10]
-        at = extra_at + fields[11] + fields[12]
-        if fields[0] != b"PK\x01\x02" or at > len(raw):
-            raise _refused("its directory is damaged")
-        yield _member(fields, raw[name_at:extra_at], raw[extra_at : extra_at + fields[11]])
-    if at != len(raw):
-        raise _refused(f"its directory has {len(raw) - at:,} bytes after the last entry")
-
-
-def _member(fields: tuple[int, ...], raw_name: bytes, extra: bytes) -> Member:
-    flags, method, crc = fields[3], fields[4], fields[7]
-    name = _decode(raw_name, flags)
-    size_bytes, compressed_bytes, offset = _sizes(fields, extra, name)
-    member = Member(name, method, crc, compressed_bytes, size_bytes, offset)
-    if len(name) > limits.MAX_NAME_CHARS or not name or _BAD_NAME.search(name):
-        raise _refused(
-            f"member name {name[:80]!r} is not allowed: relative, printable, without '..', "
-            f"up to {limits.MAX_NAME_CHARS} characters",
-            member,
-        )
-    if flags & _ENCRYPTED:
-        raise _refused(f"member {name!r} is encrypted", member)
-    if method not in (STORED, DEFLATED):
-        raise _refused(
-            f"member {name!r} is compressed by method {method}; stored and deflated are read",
-            member,
-        )
-    if stat.S_IFMT(fields[15] >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-        raise _refused(f"member {name!r} is a link or a device", member)
-    if method == STORED and size_bytes != compressed_bytes:
-        raise _refused(
-            f"member {name!r} is stored, yet claims {size_bytes:,} bytes from {compressed_bytes:,}",
-            member,
-        )
-    _check_ratio(f"member {name!r}", size_bytes, compressed_bytes)
-    return member
-
-
-def _sizes(fields: tuple[int, ...], extra: bytes, name: str) -> tuple[int, int, int]:
-    """(size, compressed size, offset), each from the ZIP64 field where the 32-bit one is full."""
-    values = [fields[9], fields[8], fields[16]]
-    wide = [index for index, value in enumerate(values) if value == _IN_ZIP64]
-    if wide:
-        body = _extra(extra, 1)
-        if len(body) < 8 * len(wide):
-            raise _refused(f"member {name[:80]!r} lacks its ZIP64 sizes")
-        for place, index in enumerate(wide):
-            values[index] = int.from_bytes(body[8 * place : 8 * place + 8], "little")
-    return values[0], values[1], values[2]
-
-
-def _extra(extra: bytes, wanted: int) -> bytes:
-    at = 0
-    while at + 4 <= len(extra):
-        kind, size_bytes = struct.unpack_from("<2H", extra, at)
-        if kind == wanted:
-            return extra[at + 4 : at + 4 + size_bytes]
-        at += 4 + size_bytes
-    return b""
-
-
-def _check_together(members: tuple[Member, ...], end: int) -> None:
-    names: set[str] = set()
-    for member in members:
-        if member.name in names:
-            raise _refused(f"member {member.name!r} occurs twice", member)
-        names.add(member.name)
-    total = sum(member.size_bytes for member in members)
-    if total > limits.MAX_INFLATED_BYTES:
-        raise _refused(
-            f"its members claim {total:,} bytes together, more than {limits.MAX_INFLATED_BYTES:,}"
-        )
-    _check_ratio("the archive", total, sum(member.compressed_bytes for member in members))
-    _check_overlap(members, end)
-
-
-def _check_overlap(members: tuple[Member, ...], end: int) -> None:
-    """Members that share bytes are how a 46 MB file inflates to 4.5 PB (Fifield, WOOT 2019)."""
-    spans = sorted((m.offset, m.offset + _LOCAL.size + m.compressed_bytes, m.name) for m in members)
-    for (_, stop, name), (start, _, other) in pairwise([*spans, (end, end, "the directory")]):
-        if stop > start:
-            raise _refused(f"member {name!r} overlaps {other!r}")
-
-
-def _check_ratio(what: str, size_bytes: int, compressed_bytes: int) -> None:
-    if size_bytes > max(limits.RATIO_FREE_BYTES, limits.MAX_RATIO * compressed_bytes):
-        raise _refused(
-            f"{what} claims {size_bytes:,} bytes from {compressed_bytes:,}, a ratio above {limits.MAX_RATIO}",
-            hint="store the arrays uncompressed: np.savez, not np.savez_compressed",
-        )
-
-
-def _stored(file: BinaryIO, member: Member) -> Iterator[bytes]:
+def _stored(file: BinaryIO, member: directory.Member) -> Iterator[bytes]:
     at = data_offset(file, member)
     left = member.compressed_bytes
     while left:
-        piece = _read(file, at, min(left, limits.CHUNK_BYTES))
+        piece = raw.read(file, at, min(left, limits.CHUNK_BYTES))
         yield piece
         at, left = at + len(piece), left - len(piece)
 
 
-def _inflated(file: BinaryIO, member: Member) -> Iterator[bytes]:
+def _inflated(file: BinaryIO, member: directory.Member) -> Iterator[bytes]:
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
         for packed in _stored(file, member):
@@ -276,42 +81,6 @@ def _inflated(file: BinaryIO, member: Member) -> Iterator[bytes]:
         while piece := inflater.decompress(inflater.unconsumed_tail, limits.CHUNK_BYTES):
             yield piece
     except zlib.error as e:
-        raise _refused(f"member {member.name!r} is damaged: {e}", member) from e
+        raise raw.refused(f"member {member.name!r} is damaged: {e}", member.name) from e
     if not inflater.eof:
-        raise _refused(f"member {member.name!r} ends before its data does", member)
-
-
-def _read(file: BinaryIO, offset: int, size_bytes: int) -> bytes:
-    """Exactly `size_bytes` bytes at `offset`; limits on both were checked by the caller."""
-    try:
-        raw = os.pread(file.fileno(), size_bytes, offset)
-    except (OverflowError, OSError) as e:
-        raise _refused(f"it points to byte {offset:,}, outside the file") from e
-    if len(raw) != size_bytes:
-        raise _refused(f"it ends at byte {offset + len(raw):,}, before {offset + size_bytes:,}")
-    return raw
-
-
-def _decode(raw: bytes, flags: int) -> str:
-    try:
-        return raw.decode("utf-8" if flags & _UTF8 else "cp437")
-    except UnicodeDecodeError as e:
-        raise _refused(f"member name {raw[:80]!r} is not UTF-8, as it claims") from e
-
-
-def _no_archive(file: BinaryIO) -> BadData:
-    head = os.pread(file.fileno(), 8, 0)
-    if head.startswith(b"PK\x03\x04"):
-        return _refused("its end is missing: the file is cut short")
-    hint = "a dataset is an .npz file, or a zip of image folders"
-    if head.startswith(b"\x93NUMPY"):
-        hint = "it is a lone .npy: save it by input name, np.savez('data.npz', input=x, labels=y)"
-    return BadData(f"the dataset is no zip archive: it begins with {head!r}", hint=hint)
-
-
-def _refused(reason: str, member: Member | None = None, *, hint: str = _REPACK) -> BadData:
-    return BadData(
-        f"the dataset's archive is refused: {reason}",
-        layer=member.name if member else "",
-        hint=hint,
-    )
+        raise raw.refused(f"member {member.name!r} ends before its data does", member.name)

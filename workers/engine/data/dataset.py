@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from workers.engine.data import choice
+from workers.engine.errors import BadData
 
 Labels = NDArray[np.int64]
 Rows = NDArray[np.int64]
@@ -104,6 +105,22 @@ def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datase
         f"{how}, seed {seed}"
     )
     return dataset.subset(kept), dataset.subset(chosen), description
+
+
+def check_same_classes(train: Dataset, eval: Dataset) -> None:
+    """Checks that a label means the same in both.
+
+    Raises:
+        BadData: both name their classes, and the names differ.
+    """
+    if train.classes and eval.classes and train.classes != eval.classes:
+        differing = sorted(set(train.classes) ^ set(eval.classes))
+        raise BadData(
+            f"the train dataset has {len(train.classes)} class folders, the eval dataset {len(eval.classes)}; "
+            f"they differ in {differing[:8]}, so that labels would mean different things",
+            layer="labels",
+            hint="give both datasets the same folders",
+        )
 
 
 def with_columns(columns: Sequence[tuple[str, Column]], samples: int) -> Dataset:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from modelpress.spec.job import Images
-from workers.engine.data import archive, layout, limits
+from workers.engine.data import archive, directory, layout, limits
 from workers.engine.errors import BadData
 
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -43,7 +43,7 @@ _DECODE_ERRORS = (
 class Folders:
     """The images of an archive, in the order of the dataset."""
 
-    members: tuple[archive.Member, ...]
+    members: tuple[directory.Member, ...]
     labels: NDArray[np.int64] | None  # null where all images lie in one folder
     classes: tuple[str, ...]
     notes: tuple[str, ...]
@@ -75,7 +75,7 @@ def is_image(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in SUFFIXES
 
 
-def folders(members: Sequence[archive.Member]) -> Folders:
+def folders(members: Sequence[directory.Member]) -> Folders:
     """Finds images and classes: CLASS/IMAGE, or the same below one folder that holds all.
 
     Raises:
@@ -104,12 +104,12 @@ def folders(members: Sequence[archive.Member]) -> Folders:
     classes = tuple(sorted({path[0] for path in paths}))
     number = {name: index for index, name in enumerate(classes)}
     labels = np.array([number[path[0]] for path in paths], dtype=np.int64)
-    return Folders(tuple(found), labels, classes, notes)
+    return Folders(tuple(found), labels, classes, (*notes, _numbering(classes)))
 
 
 def column(
     file: BinaryIO,
-    members: Sequence[archive.Member],
+    members: Sequence[directory.Member],
     target: layout.Layout,
     rule: Images,
     scratch: Path,
@@ -136,7 +136,7 @@ def column(
     return ImageColumn(mapped.view(np.ndarray), target, mean, std)
 
 
-def header(file: BinaryIO, member: archive.Member) -> tuple[int, int, str]:
+def header(file: BinaryIO, member: directory.Member) -> tuple[int, int, str]:
     """(width, height, mode) of an image, whose bytes are read whole and checked against their CRC, but not decoded.
 
     Raises:
@@ -147,7 +147,7 @@ def header(file: BinaryIO, member: archive.Member) -> tuple[int, int, str]:
 
 
 def _pixels(
-    file: BinaryIO, member: archive.Member, mode: str, size: tuple[int, int]
+    file: BinaryIO, member: directory.Member, mode: str, size: tuple[int, int]
 ) -> NDArray[np.uint8]:
     """[H, W, C] uint8."""
     with _opened(file, member) as image:
@@ -163,7 +163,7 @@ def _pixels(
     return pixels.reshape(size[1], size[0], -1)
 
 
-def _opened(file: BinaryIO, member: archive.Member) -> Image.Image:
+def _opened(file: BinaryIO, member: directory.Member) -> Image.Image:
     if member.size_bytes > limits.MAX_IMAGE_BYTES:
         raise _refused(
             member, f"it has {member.size_bytes:,} bytes, more than {limits.MAX_IMAGE_BYTES:,}"
@@ -184,7 +184,7 @@ def _opened(file: BinaryIO, member: archive.Member) -> Image.Image:
 
 
 def _size(
-    file: BinaryIO, members: Sequence[archive.Member], target: layout.Layout
+    file: BinaryIO, members: Sequence[directory.Member], target: layout.Layout
 ) -> tuple[int, int]:
     """(height, width): the model's, or where it leaves one open that of the images, if they agree."""
     if target.height is not None and target.width is not None:
@@ -225,7 +225,7 @@ def _is_litter(name: str) -> bool:
     )
 
 
-def _ignored(files: Sequence[archive.Member]) -> tuple[str, ...]:
+def _ignored(files: Sequence[directory.Member]) -> tuple[str, ...]:
     others = [member for member in files if not is_image(member.name)]
     for member in others:
         if PurePosixPath(member.name).suffix.lower() in _OTHER_IMAGES:
@@ -236,7 +236,12 @@ def _ignored(files: Sequence[archive.Member]) -> tuple[str, ...]:
     return (f"{len(others):,} files that are no images are left aside: {some}",)
 
 
-def _refused(member: archive.Member, reason: str) -> BadData:
+def _numbering(classes: Sequence[str]) -> str:
+    some = ", ".join(f"{index} {name}" for index, name in enumerate(classes[:10]))
+    return f"labels number the folders by name: {some}{', ...' if len(classes) > 10 else ''}"
+
+
+def _refused(member: directory.Member, reason: str) -> BadData:
     return BadData(
         f"image {member.name!r} is refused: {reason}",
         layer=member.name,

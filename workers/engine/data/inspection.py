@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modelpress.spec.inspection import DatasetInspection, TensorInfo
-from workers.engine.data import archive, images, layout, npz, opening, values
+from workers.engine.data import directory, images, layout, npz, opening, values
 from workers.engine.errors import BadData
 
 _RARE = 10
@@ -25,7 +25,7 @@ def inspect(path: Path, work: Path) -> DatasetInspection:
     """
     scratch = Path(tempfile.mkdtemp(prefix="data-", dir=work))
     with path.open("rb") as file:
-        members = archive.directory(file)
+        members = directory.read(file)
         if opening.format_of(members) == "npz":
             return _arrays(npz.arrays(file, members, scratch))
         return _images(file, images.folders(members))

@@ -9,14 +9,14 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.engine.data import archive, limits, npy
+from workers.engine.data import archive, directory, limits, npy
 from workers.engine.errors import BadData
 
 SUFFIX = ".npy"
 
 
 def arrays(
-    file: BinaryIO, members: Sequence[archive.Member], scratch: Path
+    file: BinaryIO, members: Sequence[directory.Member], scratch: Path
 ) -> dict[str, NDArray[np.generic]]:
     """Maps every array of the archive, by name without '.npy'. Deflated ones are inflated below `scratch`.
 
@@ -42,8 +42,8 @@ def arrays(
     }
 
 
-def _array(file: BinaryIO, member: archive.Member, place: Path) -> NDArray[np.generic]:
-    if member.method == archive.STORED:
+def _array(file: BinaryIO, member: directory.Member, place: Path) -> NDArray[np.generic]:
+    if member.method == directory.STORED:
         _check_crc(file, member)
         return _map(file, member, Path(file.name), archive.data_offset(file, member))
     with place.open("wb") as inflated:
@@ -53,12 +53,12 @@ def _array(file: BinaryIO, member: archive.Member, place: Path) -> NDArray[np.ge
         return _map(inflated, member, place, 0)
 
 
-def _check_crc(file: BinaryIO, member: archive.Member) -> None:
+def _check_crc(file: BinaryIO, member: directory.Member) -> None:
     for _ in archive.chunks(file, member):
         pass
 
 
-def _map(file: BinaryIO, member: archive.Member, path: Path, start: int) -> NDArray[np.generic]:
+def _map(file: BinaryIO, member: directory.Member, path: Path, start: int) -> NDArray[np.generic]:
     file.seek(start)
     head = file.read(min(npy.HEAD_BYTES, member.size_bytes))
     header = npy.parse(head, member.name.removesuffix(SUFFIX), member.size_bytes)

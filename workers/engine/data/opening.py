@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from modelpress.spec.inspection import TensorInfo
 from modelpress.spec.job import Images
-from workers.engine.data import archive, dataset, images, layout, match, npz, values
+from workers.engine.data import dataset, directory, images, layout, match, npz, values
 from workers.engine.errors import BadData
 
 LABELS = "labels"
@@ -30,13 +30,13 @@ def open(path: Path, inputs: Sequence[TensorInfo], rule: Images, work: Path) -> 
     """
     scratch = Path(tempfile.mkdtemp(prefix="data-", dir=work))
     with path.open("rb") as file:
-        members = archive.directory(file)
+        members = directory.read(file)
         if format_of(members) == "npz":
             return _arrays(npz.arrays(file, members, scratch), inputs)
         return _images(file, members, inputs, rule, scratch)
 
 
-def format_of(members: Sequence[archive.Member]) -> Literal["npz", "images"]:
+def format_of(members: Sequence[directory.Member]) -> Literal["npz", "images"]:
     """What an archive holds, by the names of its members.
 
     Raises:
@@ -85,7 +85,7 @@ def _arrays(
 
 def _images(
     file: BinaryIO,
-    members: Sequence[archive.Member],
+    members: Sequence[directory.Member],
     inputs: Sequence[TensorInfo],
     rule: Images,
     scratch: Path,

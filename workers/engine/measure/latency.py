@@ -24,9 +24,9 @@ Feeds = Mapping[str, NDArray[np.generic]]
 
 BUDGET_S = 3.0
 """Time for one model's share of the timed runs, twice that for both."""
-MIN_RUNS, MAX_RUNS = 10, 2000
+MIN_RUNS, MAX_RUNS = 7, 2000
 _WARMUP_S = 0.3
-_MIN_WARMUP, _MAX_WARMUP = 3, 200
+_MIN_WARMUP, _MAX_WARMUP = 2, 200
 
 
 def measure(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.lib.format import open_memmap
@@ -16,7 +18,8 @@ from workers.engine import data
 from workers.engine.errors import BadModel, EngineError, ExportMismatch, Unsupported
 from workers.engine.measure import session
 
-Outputs = dict[str, NDArray[np.generic]]
+Array = NDArray[Any]
+Outputs = dict[str, Array]
 
 MAX_CLASSES = 1000
 """Models with more classes get no accuracy for each class."""
@@ -29,7 +32,7 @@ _MAX_BATCH = 256
 class Reference:
     """The uploaded model's outputs on the eval split, on disk: by name, [samples, ...]."""
 
-    outputs: Mapping[str, NDArray[np.generic]]
+    outputs: Mapping[str, Array]
 
     @property
     def scores(self) -> str | None:
@@ -38,6 +41,18 @@ class Reference:
             if output.ndim == 2 and output.dtype.kind == "f":
                 return name
         return None
+
+    @cached_property
+    def threshold(self) -> float:
+        """Of scores [samples, 1], the one above which class 1 is meant: 0.5 if they look like probabilities, else 0."""
+        scores = self.outputs[self.scores or ""]
+        return 0.5 if scores.min() >= 0 and scores.max() <= 1 else 0.0
+
+    def top_class(self, scores: Array) -> NDArray[np.int64]:
+        """Class of the highest score [N, classes], the first of equals; of [N, 1] by the threshold."""
+        if scores.shape[1] == 1:
+            return np.asarray(scores[:, 0] > self.threshold, np.int64)
+        return np.asarray(scores.argmax(axis=1))
 
 
 def silent(fraction: float) -> None:
@@ -62,14 +77,13 @@ def baseline(
     folder.mkdir(parents=True, exist_ok=True)
     kept: Outputs = {}
     for indices, outputs in _run(path, dataset, threads, BadModel):
-        for name, output in _by_sample(outputs, len(indices)).items():
-            _check_numbers(output, name, indices)
-            if name not in kept and indices[0] == 0:
-                place = folder / f"{len(kept)}.npy"
-                shape = (dataset.samples, *output.shape[1:])
-                kept[name] = open_memmap(place, "w+", output.dtype, shape)
-            if name in kept:
-                kept[name][indices] = output
+        by_sample = _by_sample(outputs, len(indices))
+        if indices[0] == 0:
+            kept = _places(by_sample, dataset.samples, folder)
+        kept = {name: place for name, place in kept.items() if _fits(by_sample.get(name), place)}
+        for name, place in kept.items():
+            _check_numbers(by_sample[name], name, indices)
+            place[indices] = by_sample[name]
         report((int(indices[-1]) + 1) / dataset.samples)
     if not kept:
         raise Unsupported(
@@ -150,9 +164,7 @@ class _Tally:
         name = self.reference.scores
         return 0 if name is None else max(2, self.reference.outputs[name].shape[1])
 
-    def _add_difference(
-        self, kept: NDArray[np.generic], output: NDArray[np.generic] | None, name: str
-    ) -> None:
+    def _add_difference(self, kept: Array, output: Array | None, name: str) -> None:
         if output is None or output.shape != kept.shape:
             shape = "missing" if output is None else f"of shape {list(output.shape)}"
             raise ExportMismatch(
@@ -171,11 +183,11 @@ class _Tally:
     def _add_classes(
         self,
         indices: NDArray[np.int64],
-        scores: NDArray[np.generic],
-        kept: NDArray[np.generic],
+        scores: Array,
+        kept: Array,
     ) -> None:
-        top = top_class(scores)
-        self.agreed += int((top == top_class(kept)).sum())
+        top = self.reference.top_class(scores)
+        self.agreed += int((top == self.reference.top_class(kept)).sum())
         if self.labels is None:
             return
         labels = self.labels[indices]
@@ -189,11 +201,6 @@ class _Tally:
             float(correct / seen) if seen else None
             for correct, seen in zip(self.correct, self.seen, strict=True)
         )
-
-
-def top_class(scores: NDArray[np.generic]) -> NDArray[np.int64]:
-    """Class of the highest score [N, classes]; the first of equals."""
-    return np.asarray(scores.argmax(axis=1))
 
 
 def _run(
@@ -211,7 +218,7 @@ def _run(
         yield indices, outputs
 
 
-def _pad(array: NDArray[np.generic], missing: int) -> NDArray[np.generic]:
+def _pad(array: Array, missing: int) -> Array:
     """Repeats the last sample `missing` times."""
     if not missing:
         return array
@@ -229,7 +236,19 @@ def _by_sample(outputs: Outputs, samples: int) -> Outputs:
     }
 
 
-def _check_numbers(output: NDArray[np.generic], name: str, indices: NDArray[np.int64]) -> None:
+def _places(outputs: Outputs, samples: int, folder: Path) -> Outputs:
+    """Room on disk for each output of all samples."""
+    return {
+        name: open_memmap(folder / f"{index}.npy", "w+", o.dtype, (samples, *o.shape[1:]))
+        for index, (name, o) in enumerate(outputs.items())
+    }
+
+
+def _fits(output: Array | None, place: Array) -> bool:
+    return output is not None and output.shape[1:] == place.shape[1:]
+
+
+def _check_numbers(output: Array, name: str, indices: NDArray[np.int64]) -> None:
     if output.dtype.kind == "f" and np.isnan(output).any():
         row = int(np.argwhere(np.isnan(output))[0][0])
         raise BadModel(
