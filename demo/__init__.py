@@ -1,0 +1,1 @@
+"""`make demo`: a small network through the whole service."""
