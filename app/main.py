@@ -7,9 +7,9 @@ from fastapi import APIRouter, Depends, FastAPI
 
 import modelpress
 from app import logs, settings
-from app.api import deps, health, openapi, problems, requests
+from app.api import deps, health, openapi, problems, requests, uploads
 
-ROUTERS: tuple[APIRouter, ...] = ()
+ROUTERS: tuple[APIRouter, ...] = (uploads.router,)
 
 
 def create_app() -> FastAPI:

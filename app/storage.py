@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
@@ -103,16 +103,16 @@ class Store:
             path.unlink()
             raise Damaged(f"the stored file {key!r} has SHA-256 {seen}, not {sha256}")
 
-    async def rename(self, source: str, target: str, *, size_bytes: int) -> None:
-        """Gives an object another name, in place of what had it."""
-        if self._root is None and size_bytes > _MAX_S3_COPY_BYTES:
-            await self.put_stream(target, self.stream(source, 0, size_bytes), size_bytes=size_bytes)
-            await self.delete_async(source)
-            return
+    def copy(self, source: str, target: str, *, size_bytes: int) -> None:
+        """Gives an object a second name, in place of what had it; the bytes are shared where the store can."""
         with _translated(source):
-            await obstore.rename_async(self._objects, source, target)
+            if self._root is None and size_bytes > _MAX_S3_COPY_BYTES:
+                chunks = obstore.get(self._objects, source).stream(min_chunk_size=_PART_BYTES)
+                obstore.put(self._objects, target, chunks, chunk_size=_part_bytes(size_bytes))
+            else:
+                obstore.copy(self._objects, source, target)
             if self._root is not None:
-                await to_thread.run_sync(_sync, (self._root / target).parent)
+                _sync(self._root / target)
 
     def delete(self, key: str) -> None:
         """Removes an object; a missing one is no error."""
@@ -123,6 +123,14 @@ class Store:
         """Removes an object; a missing one is no error."""
         with _translated(key), _missing_allowed():
             await obstore.delete_async(self._objects, key)
+
+    def delete_below(self, prefix: str) -> None:
+        """Removes every object whose key begins with a prefix that ends in '/'."""
+        for key, _ in tuple(self.list(prefix)):
+            self.delete(key)
+        if self._root is not None:
+            with suppress(OSError):  # someone may be writing there
+                (self._root / prefix).rmdir()
 
     def size_bytes(self, key: str) -> int:
         """What an object weighs."""

@@ -5,38 +5,80 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 import pytest
 import uvicorn
 
 from app import accounts, db, main
+from tests import servers
+
+
+@dataclass(frozen=True)
+class Api:
+    """A served API and the key of a project in it."""
+
+    url: str
+    project_id: str
+    key: str
+
+    def client(self, key: str | None = None) -> httpx.Client:
+        """A client that sends the project's key, or another; with '' none."""
+        key = self.key if key is None else key
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=30)
 
 
 @pytest.fixture
 def serve() -> Iterator[Callable[[], str]]:
-    """Starts the API with the settings that `configure` gave; answers its URL."""
-    servers: list[tuple[uvicorn.Server, threading.Thread]] = []
+    """Serves the API with the settings that `configure` gave; answers its URL."""
+    running: list[tuple[uvicorn.Server, threading.Thread]] = []
 
     def start() -> str:
         listener = socket.create_server(("127.0.0.1", 0))
-        server = uvicorn.Server(
-            uvicorn.Config(main.create_app(), log_config=None, timeout_graceful_shutdown=2)
-        )
+        config = uvicorn.Config(main.create_app(), log_config=None, timeout_graceful_shutdown=2)
+        server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
-        servers.append((server, thread))
+        running.append((server, thread))
         return f"http://127.0.0.1:{listener.getsockname()[1]}"
 
     yield start
-    for server, thread in servers:
+    for server, thread in running:
         server.should_exit = True
         thread.join(timeout=10)
 
 
-@pytest.fixture
-def project(configure: Callable[..., None], sqlite_database_url: str) -> Iterator[str]:
-    """The id of a project in a fresh SQLite database, which the settings of this process name."""
-    configure(database_url=sqlite_database_url)
+@pytest.fixture(params=["file", "s3"])
+def storage_settings(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, object]:
+    """Settings that name a store; a test that asks for it runs on a directory and on a bucket."""
+    if request.param == "file":
+        return {"storage_url": (tmp_path / "files").as_uri()}
+    bucket: servers.S3 = request.getfixturevalue("s3")
+    return dict(bucket.settings)
+
+
+def new_project(name: str, *, admin: bool = False) -> tuple[str, str]:
+    """The id of a fresh project and a key of it."""
     with db.transaction() as session:
-        return accounts.create_project(session, "tests").id
+        project = accounts.create_project(session, name)
+        _, key = accounts.create_key(session, project.id, "tests", admin=admin)
+        return project.id, key
+
+
+@pytest.fixture
+def api(
+    configure: Callable[..., None], serve: Callable[[], str], sqlite_database_url: str
+) -> Api:
+    """The API over a fresh SQLite database and directory."""
+    configure(database_url=sqlite_database_url)
+    return Api(serve(), *new_project("ours"))
+
+
+@pytest.fixture
+def client(api: Api) -> Iterator[httpx.Client]:
+    """A client of `api`, with the project's key."""
+    with api.client() as client:
+        yield client
