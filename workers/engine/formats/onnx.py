@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from workers.engine.errors import BadModel
-from workers.engine.formats import limits, normal
+from workers.engine.formats import bounds, limits, normal
 from workers.engine.graph import Graph, verify
 
 INLINE_BYTES = 2**31 - 1
@@ -32,6 +32,7 @@ def load(path: Path) -> Graph:
     normal.normalise(model)
     graph = Graph(model)
     verify.verify(graph)
+    bounds.check(graph)
     return graph
 
 

@@ -53,8 +53,9 @@ def dtype_of(data_type: int) -> torch.dtype:
     return TORCH[known]
 
 
-def borrow(array: np.ndarray) -> torch.Tensor:
+def borrow(array: np.ndarray | np.generic) -> torch.Tensor:
     """A tensor over the array's own memory; the caller must not write to it."""
+    array = np.asarray(array)
     if array.dtype.kind == "V" or array.dtype.name.startswith(("bfloat16", "float8")):
         return _borrow_extension(array)
     if not array.flags.c_contiguous or not array.dtype.isnative:
