@@ -45,21 +45,31 @@ def inspection_cancelled() -> Failure:
     )
 
 
-def interrupted(what: str, error: Exception) -> Failure:
-    """Something outside the engine failed that may work the next time, such as the store."""
+def interrupted(error: Exception) -> Failure:
+    """Something around the engine failed that may work the next time, such as the store."""
     return Failure(
         **{"class": FailureClass.TRANSIENT},
         code="interrupted",
-        message=f"{what} failed: {error}"[:4000],
+        message=f"the worker could not go on: {error}"[:4000],
         hint="the job is run again by itself while it has attempts left",
     )
 
 
-def defect(what: str, error: Exception) -> Failure:
+def damaged(error: Exception) -> Failure:
+    """The store has lost or changed a file."""
+    return Failure(
+        **{"class": FailureClass.INTERNAL},
+        code="damaged_file",
+        message=f"a stored file can't be used: {error}"[:4000],
+        hint="upload it again, and look at the disk or bucket of the service",
+    )
+
+
+def defect(error: Exception) -> Failure:
     """The worker itself is wrong."""
     return Failure(
         **{"class": FailureClass.INTERNAL},
         code="worker_defect",
-        message=f"{what} failed: {type(error).__name__}: {error}"[:4000],
+        message=f"{type(error).__name__} in the worker: {error}"[:4000],
         hint="please report it, with the worker's log",
     )

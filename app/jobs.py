@@ -36,6 +36,7 @@ HELD = (JobState.RUNNING, JobState.CANCELLING)
 MEMORY_CODES = frozenset({"memory_limit", "out_of_memory"})
 MAX_MEMORY_FAILURES = 2
 RETRY_FIRST_S, RETRY_MOST_S = 5.0, 300.0
+INSPECTION_LIMITS = Limits(max_runtime_s=1800, max_memory_bytes=4 << 30)
 
 _FRESH = {"synchronize_session": False, "populate_existing": True}
 
@@ -71,8 +72,10 @@ class StoredFile:
 
 
 def limits_of(job: Job) -> Limits:
-    """The limits a job was submitted with; the defaults for inspections."""
-    return Limits.model_validate(job.request.get("limits", {}))
+    """The limits a job was submitted with."""
+    if job.kind != "compress":
+        return INSPECTION_LIMITS
+    return Limits.model_validate(job.request["limits"])
 
 
 def enqueue(session: Session, job: Job) -> None:
@@ -115,7 +118,7 @@ def claim(session: Session, job_id: str, *, owner: str, sandbox: str) -> Claim |
 
 def heartbeat(session: Session, claim: Claim) -> Beat | None:
     """Renews the lease; None where the job is no longer this worker's."""
-    return _write(session, claim, lease_until=db.now(session) + _lease())
+    return _write(session, claim)
 
 
 def look(session: Session, claim: Claim) -> Beat | None:
@@ -133,7 +136,7 @@ def record_progress(session: Session, claim: Claim, progress: Progress) -> Beat 
 
 def record_report(session: Session, claim: Claim, report: Report, *, known: int) -> Beat | None:
     """Stores a partial report, with an event for each stage after the first `known`."""
-    beat = _write(session, claim, report=report.model_dump(mode="json"))
+    beat = _write(session, claim, **_measured(report))
     if beat is not None:
         for index, stage in enumerate(report.stages[known:], start=known):
             events.stage(session, claim.job, index, stage)
@@ -150,9 +153,9 @@ def finish_succeeded(
     job = _lock(session, claim)
     if job is None:
         return None
-    measured = {"report": report.model_dump(mode="json"), "outcome": report.outcome}
+    values = _measured(report) | {"outcome": report.outcome}
     session.add_all(_artifact(job, file) for file in files)
-    return _end(session, job, JobState.SUCCEEDED, ended="succeeded", values=measured)
+    return _end(session, job, JobState.SUCCEEDED, ended="succeeded", values=values)
 
 
 def finish_inspected(
@@ -167,9 +170,17 @@ def finish_inspected(
 
 
 def finish_failed(
-    session: Session, claim: Claim, failure: Failure, *, log_tail: str = ""
+    session: Session,
+    claim: Claim,
+    failure: Failure,
+    *,
+    report: Report | None = None,
+    log_tail: str = "",
 ) -> JobState | None:
-    """Ends an attempt that failed; the job waits to be run again where that may help, and fails otherwise."""
+    """Ends an attempt that failed; the job waits to be run again where that may help, and fails otherwise.
+
+    `report` has what was measured before, and the job keeps it.
+    """
     job = _lock(session, claim)
     if job is None:
         return None
@@ -183,7 +194,7 @@ def finish_failed(
         failure=failure,
         log_tail=log_tail,
         pause=timedelta(seconds=min(RETRY_FIRST_S * 4 ** (job.attempt - 1), RETRY_MOST_S)),
-        values={"oom_count": memory_failures},
+        values={"oom_count": memory_failures, **_measured(report)},
     )
 
 
@@ -203,12 +214,19 @@ def finish_cancelled(session: Session, claim: Claim, *, log_tail: str = "") -> J
     return _end(session, job, JobState.CANCELLED, ended="cancelled", log_tail=log_tail)
 
 
-def finish_expired(session: Session, claim: Claim, *, log_tail: str = "") -> JobState | None:
-    """Ends a job that has used up its runtime."""
+def finish_expired(
+    session: Session, claim: Claim, *, report: Report | None = None, log_tail: str = ""
+) -> JobState | None:
+    """Ends a job that has used up its runtime; it keeps what it measured."""
     job = _lock(session, claim)
     if job is None:
         return None
-    return _end(session, job, JobState.EXPIRED, ended="expired", log_tail=log_tail)
+    values = _measured(report)
+    return _end(session, job, JobState.EXPIRED, ended="expired", log_tail=log_tail, values=values)
+
+
+def _measured(report: Report | None) -> dict[str, Any]:
+    return {} if report is None else {"report": report.model_dump(mode="json")}
 
 
 def release(session: Session, claim: Claim) -> JobState | None:
@@ -326,7 +344,10 @@ def _lock(session: Session, claim: Claim, *also: ColumnElement[bool]) -> Job | N
 
 
 def _write(session: Session, claim: Claim, **values: Any) -> Beat | None:
-    changed = update(Job).where(*_held_by(claim)).values(values).returning(Job.state)
+    """Every write of the worker is a sign of life."""
+    lease_until = db.now(session) + _lease()
+    changed = update(Job).where(*_held_by(claim)).values(lease_until=lease_until, **values)
+    changed = changed.returning(Job.state)
     return _beat(session.scalar(changed, execution_options=_FRESH))
 
 
@@ -362,7 +383,8 @@ def _end(
     running_s = job.running_s + _ran_s(job, attempt, ended, now)
     to, failure = _ruled(job, to, failure, running_s)
     attempt.finished_at, attempt.ended = now, ended
-    attempt.failure, attempt.log_tail = _json(failure), log_tail or None
+    attempt.failure = _json(failure)
+    attempt.log_tail = log_tail.replace("\0", "\ufffd") or None
     changes = {**values, "state": to, "running_s": running_s, "owner": None, "lease_until": None}
     if to is JobState.QUEUED:
         changes |= _waiting(job, now + pause)

@@ -1,0 +1,147 @@
+"""One job in this process: claimed, run as an attempt in a directory of its own, and its end written down."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
+
+import structlog
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.orm import Session
+
+from app import db, errors, failures, jobs, settings, storage
+from app.jobs import Claim, StoredFile
+from modelpress.spec.job import Limits
+from modelpress.spec.state import Failure, JobState
+from workers import attempt, drain, sandbox, staging
+from workers.attempt import Ended
+from workers.keeper import Keeper
+
+PATIENCE_S = 300.0  # how long a database that is away is offered the end of an attempt
+
+T = TypeVar("T")
+log = structlog.get_logger(__name__)
+
+
+def perform(job_id: str, *, owner: str, engine: Sequence[str] = attempt.ENGINE) -> JobState | None:
+    """Runs a job if it still waits for a worker: a message may come late, twice, or after a cancel.
+
+    Answers the job's state after the attempt; None where there was nothing to do, or another worker has the job.
+
+    Raises:
+        SandboxMissing: children can't be confined here; the job goes on waiting.
+    """
+    if drain.is_on():
+        return None
+    level = sandbox.level()
+    with db.transaction() as session:
+        claim = jobs.claim(session, job_id, owner=owner, sandbox=level)
+    if claim is None:
+        return None
+    log.info("attempt begins", kind=claim.job.kind, attempt=claim.job.attempt, fence=claim.fence)
+    with Keeper(claim, must_drain=_must_drain) as keeper:
+        state = _attempt(claim, keeper, engine, level)
+    log.info("attempt ended", fence=claim.fence, state=state)
+    return state
+
+
+def _must_drain() -> bool:
+    return drain.seconds() > settings.get().drain_s
+
+
+def _attempt(claim: Claim, keeper: Keeper, engine: Sequence[str], level: str) -> JobState | None:
+    try:
+        with staging.directory(claim) as directory:
+            staging.stage(claim, directory, sandbox=level)
+            ended = attempt.run(
+                directory,
+                limits=_limits(claim),
+                on_progress=keeper.tell_progress,
+                on_stage=keeper.tell_report,
+                should_stop=keeper.should_stop,
+                engine=engine,
+            )
+            keeper.flush()
+            return _end(claim, ended)
+    except SystemExit:  # the pool ends this process; its child is dead already
+        _persist(partial(jobs.release, claim=claim))
+        raise
+    except Exception as e:
+        log.exception("an attempt broke")
+        return _persist(partial(jobs.finish_failed, claim=claim, failure=_failure(e)))
+
+
+def _limits(claim: Claim) -> Limits:
+    """What this attempt may take: the runtime that those before it have left."""
+    left_s = max(1, math.ceil(claim.seconds_left))
+    return jobs.limits_of(claim.job).model_copy(update={"max_runtime_s": left_s})
+
+
+def _end(claim: Claim, ended: Ended) -> JobState | None:
+    """Writes down how an attempt ended. A worker that was fenced off has nothing to say."""
+    if ended.how == "fenced":
+        return None
+    if ended.how == "succeeded" and ended.report is not None:
+        files = _store(claim, ended)
+        done = partial(jobs.finish_succeeded, claim=claim, report=ended.report, files=files)
+        return _persist(done)
+    return _persist(_ending(claim, ended))
+
+
+def _ending(claim: Claim, ended: Ended) -> Callable[[Session], JobState | None]:
+    report, log_tail = ended.report, ended.log_tail
+    match ended.how:
+        case "succeeded":
+            assert ended.inspection is not None
+            return partial(jobs.finish_inspected, claim=claim, found=ended.inspection)
+        case "expired":
+            return partial(jobs.finish_expired, claim=claim, report=report, log_tail=log_tail)
+        case "cancelled":
+            return partial(jobs.finish_cancelled, claim=claim, log_tail=log_tail)
+        case "drained":
+            return partial(jobs.release, claim=claim)
+    assert ended.failure is not None
+    return partial(
+        jobs.finish_failed, claim=claim, failure=ended.failure, report=report, log_tail=log_tail
+    )
+
+
+def _store(claim: Claim, ended: Ended) -> list[StoredFile]:
+    """Stores what a job made. Named by hash, a file that no row comes to name is overwritten by its like."""
+    assert ended.report is not None
+    formats = {info.name: info.format for info in ended.report.artifacts}
+    store, files = storage.get(), []
+    for made in ended.artifacts:
+        store.put_file(storage.blob_key(claim.job.project_id, made.sha256), made.path)
+        files.append(StoredFile(made.name, formats[made.name], made.sha256, made.size_bytes))
+    return files
+
+
+def _failure(error: Exception) -> Failure:
+    if isinstance(error, storage.Damaged | errors.NotFound):
+        return failures.damaged(error)
+    if isinstance(error, errors.AppError | OSError):
+        return failures.interrupted(error)
+    return failures.defect(error)
+
+
+def _persist(write: Callable[[Session], T]) -> T:
+    """Commits `write`, trying again while the database is away: its guard makes a second commit change nothing.
+
+    Raises:
+        DBAPIError: the database was away for PATIENCE_S; the lease will expire.
+    """
+    until, pause_s = time.monotonic() + PATIENCE_S, 0.2
+    while True:
+        try:
+            with db.transaction() as session:
+                return write(session)
+        except (OperationalError, InterfaceError) as e:
+            if time.monotonic() > until:
+                raise
+            log.warning("the end of an attempt can't be written yet", error=str(e).splitlines()[0])
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, 5.0)
