@@ -142,6 +142,7 @@ class _Children:
     def _bounds(self) -> sandbox.Bounds:
         spent = time.monotonic() - self._started
         return sandbox.Bounds(
+            writable=(order.WORK, order.OUTPUT),
             wall_s=max(self.limits.max_runtime_s - spent, 0),
             memory_bytes=self.limits.max_memory_bytes,
             disk_bytes=self.limits.max_disk_bytes,

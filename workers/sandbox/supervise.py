@@ -94,11 +94,11 @@ def run(
     on_line: OnLine = lambda _: False,
     should_stop: Callable[[], Stop | None] = lambda: None,
 ) -> Exit:
-    """Runs a command to its end, in the job directory, which needs its work/ and output/.
+    """Runs a command to its end, in a job directory that has its writable folders.
 
     Args:
         argv: the program, absolute, and its arguments.
-        jobdir: absolute; the child reads it, and writes only below work/ and output/.
+        jobdir: absolute; the child reads all of it and writes only to its writable folders.
         bounds: how much the child may take.
         on_line: takes each line of standard output; False sends it to the log.
         should_stop: asked about five times a second; an answer ends the child, softly unless it is 'fenced'.
@@ -135,7 +135,7 @@ def _start(argv: Sequence[str], jobdir: Path, bounds: Bounds) -> subprocess.Pope
     return subprocess.Popen(
         [*boot, policy, *argv],
         cwd=jobdir,
-        env=surroundings.environment(jobdir),
+        env=surroundings.environment(jobdir / bounds.writable[0]),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -153,7 +153,7 @@ def _policy(program: str, jobdir: Path, bounds: Bounds) -> Policy:
         listed=surroundings.listed(),
         read=(str(jobdir), *surroundings.readable(), *bounds.readable),
         execute=surroundings.executable(program),
-        write=surroundings.writable(jobdir),
+        write=tuple(str(jobdir / name) for name in bounds.writable),
         limits=_limits(bounds),
     )
 

@@ -8,8 +8,6 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from modelpress.spec import order
-
 ROOT = Path(__file__).resolve().parents[2]  # where the packages lie: site-packages or a checkout
 _PACKAGES = ("workers", "modelpress")
 
@@ -52,20 +50,14 @@ def executable(program: str) -> tuple[str, ...]:
     return (os.path.realpath(program), *sorted(set(loaders)))
 
 
-def writable(jobdir: Path) -> tuple[str, ...]:
-    """Of its job directory a child may only read the order and the input."""
-    return (str(jobdir / order.WORK), str(jobdir / order.OUTPUT))
-
-
-def environment(jobdir: Path) -> dict[str, str]:
+def environment(home: Path) -> dict[str, str]:
     """Built anew: nothing of the worker's environment but what numerical libraries are steered by.
 
     A fixed hash seed makes sets iterate alike in each run; faulthandler names the line of a crash in the log.
     """
-    work = str(jobdir / order.WORK)
     return {
         **{name: os.environ[name] for name in _KEPT if name in os.environ},
-        "HOME": work,
+        "HOME": str(home),
         "LANG": "C.UTF-8",
         "PATH": "/usr/bin:/bin",
         "PYTHONDONTWRITEBYTECODE": "1",
@@ -73,7 +65,7 @@ def environment(jobdir: Path) -> dict[str, str]:
         "PYTHONHASHSEED": "0",
         "PYTHONNOUSERSITE": "1",
         "PYTHONSAFEPATH": "1",
-        "TMPDIR": work,
+        "TMPDIR": str(home),
         "TZ": "UTC",
         "USER": "job",
     }

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from modelpress.spec import order
 from workers import jobdir as jobdirs
 
 Breach = Literal["wall", "memory", "threads", "disk", "files", "reserve", "output"]
@@ -25,11 +24,13 @@ _PATIENCE = 20  # a look that takes long is repeated after 20 times as long
 class Bounds:
     """How much a child may take before it is killed.
 
+    `writable` are the folders of the job directory that it may write to; the first is its home.
     `memory_bytes` counts what only this child keeps in memory or swap: not the file pages that it maps, which the
-    kernel drops when it needs room. `disk_bytes` and `files` count what lies in work/ and output/.
+    kernel drops when it needs room. `disk_bytes` and `files` count what lies in those folders.
     """
 
     wall_s: float
+    writable: tuple[str, ...] = ("work", "output")
     memory_bytes: int = 8 * GIB
     disk_bytes: int = 32 * GIB
     files: int = 10_000
@@ -101,7 +102,7 @@ class Watchdog:
 
     def _usage(self) -> jobdirs.Usage:
         size_bytes = files = 0
-        for name in (order.WORK, order.OUTPUT):
+        for name in self._bounds.writable:
             usage = jobdirs.measure(self._jobdir / name)
             size_bytes, files = size_bytes + usage.size_bytes, files + usage.files
         return jobdirs.Usage(size_bytes + _deleted_bytes(self._pid), files)
