@@ -5,6 +5,7 @@ A page marks such a part with `<!-- generated: NAME -->` and `<!-- end -->`; `PA
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import sys
@@ -12,10 +13,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import typer
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from app import main, settings
+from modelpress import cli
 from modelpress.spec import named, recipe
 from modelpress.spec.step import FineTune, Step
 
@@ -88,6 +91,42 @@ def endpoints() -> str:
     return _table(("Endpoint", "What it does"), rows)
 
 
+def commands() -> str:
+    """Every command of the command line, with its arguments and options."""
+    return "\n".join(
+        _command(name, command)
+        for name, command in _leaves(typer.main.get_command(cli.app), "modelpress")
+    )
+
+
+def _leaves(command: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """The commands below a command, with their full names; typer does not export the classes it uses."""
+    if not hasattr(command, "commands"):
+        yield name, command
+        return
+    for child, below in command.commands.items():
+        yield from _leaves(below, f"{name} {child}")
+
+
+def _command(name: str, command: Any) -> str:
+    words = [_argument(p) for p in command.params if p.param_type_name == "argument"]
+    usage = " ".join([name, *words, "[OPTIONS]"])
+    rows = [(f"`{_parameter(p)}`", _cell(p.help)) for p in command.params]
+    text = inspect.cleandoc(command.help)
+    return f"### `{name}`\n\n{text}\n\n    {usage}\n\n{_table(('Argument', 'Meaning'), rows) if rows else ''}"
+
+
+def _argument(parameter: Any) -> str:
+    word = parameter.metavar or parameter.name.upper()
+    return word if parameter.required else f"[{word}]"
+
+
+def _parameter(parameter: Any) -> str:
+    if parameter.param_type_name == "argument":
+        return _argument(parameter)
+    return ", ".join(parameter.opts)
+
+
 def _fields(fields: Mapping[str, FieldInfo], schema: Mapping[str, Any]) -> str:
     rows = [
         (f"`{name}`", _type(schema["properties"][name], schema), _default(f), _cell(f.description))
@@ -149,6 +188,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "named-recipes": named_recipes,
     "settings": settings_table,
     "endpoints": endpoints,
+    "commands": commands,
 }
 
 
