@@ -1,0 +1,1 @@
+"""Measured tables, one file each: `make bench`, or `python -m benchmarks.NAME`."""
