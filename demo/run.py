@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
 import tempfile
 import time
@@ -88,8 +87,7 @@ def compress(client: Client, model: Path, train: Path, evaluation: Path, out: Pa
 
 
 def _keep(client: Client, job: str, report: Report, out: Path) -> None:
-    """Leaves the artifacts, the report and its table, and nothing of an earlier run."""
-    shutil.rmtree(out, ignore_errors=True)
+    """Leaves the artifacts, the report and its table."""
     client.fetch(job, out)
     (out / "report.txt").write_text(_report.as_text(report), "utf-8")
     (out / "report.svg").write_text(_report.as_svg(report, title="make demo"), "utf-8")

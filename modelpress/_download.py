@@ -24,7 +24,7 @@ def fetch(http: _transport.Transport, artifact: Artifact, directory: Path, *, to
 
     Raises:
         ChecksumMismatch: what arrived is not what the server says it sent.
-        ValueError: the artifact's name is not that of a file in the directory.
+        UnexpectedAnswer: the server calls it what is no file name, or sends more than it announced.
     """
     target = directory / _file_name(artifact.name)
     directory.mkdir(parents=True, exist_ok=True)
@@ -110,12 +110,14 @@ def _receive_some(http: _transport.Transport, artifact: Artifact, received: _Rec
     with http.stream("GET", path, headers=headers, follow_redirects=True) as response:
         if received.size_bytes and response.status_code != 206:
             received.clear()
-        for data in response.iter_bytes(READ_BYTES):
+        for data in response.iter_bytes():
             received.append(data)
 
 
 def _file_name(name: str) -> str:
     """The name, if it is one: the server must not choose where a file lands."""
     if name in {"", ".", ".."} or Path(name).name != name or "\\" in name or "\0" in name:
-        raise ValueError(f"the server calls an artifact {name!r}, which is no file name")
+        raise errors.UnexpectedAnswer(
+            f"the server calls an artifact {name!r}, which is no file name"
+        )
     return name
