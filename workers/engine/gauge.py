@@ -1,0 +1,163 @@
+"""Measures each stage of a job the same way: on the file it exported, beside the uploaded one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from modelpress.spec.report import Latency, Stage
+from workers.engine import context, data
+from workers.engine.data import dataset
+from workers.engine.graph import Graph, shapes
+from workers.engine.measure import cost, latency, quality, size
+from workers.engine.measure.quality import Reference
+
+RANDOM_SAMPLES = 64
+
+NO_DATA = (
+    f"the job has no data: agreement and differences were measured on {RANDOM_SAMPLES} seeded random inputs, "
+    "which say nothing about accuracy"
+)
+NO_LABELS = "the data has no labels: agreement with the uploaded model stands in for accuracy"
+
+
+def silent(fraction: float, message: str) -> None:
+    """Tells nobody."""
+
+
+@dataclass(frozen=True)
+class Gauge:
+    """The uploaded file, the samples every stage is measured on, and the uploaded model's answers to them."""
+
+    original: Path
+    samples: data.Dataset
+    shapes: Mapping[str, tuple[int, ...]]
+    """Of the inputs, for the batch that latency is measured with: 1, or what the model fixes."""
+    fixed: bool
+    """Whether the model fixes the batch."""
+    threads: int
+    work: Path
+    notes: tuple[str, ...] = ()
+    reference: Reference = field(default_factory=lambda: Reference({}))
+
+    def baseline(self, source: Graph, report: context.Report = silent) -> tuple[Gauge, Stage]:
+        """Measures the uploaded file; answers the gauge for the stages that follow.
+
+        Raises:
+            BadModel: ONNX Runtime can't run the file, or it answers NaN.
+            BadData: a label is none of the model's classes.
+        """
+        folder = self.work / "baseline"
+        tell = _only_fraction(report, "measuring the uploaded model")
+        measured, reference = quality.baseline(
+            self.original, self.samples, folder, threads=self.threads, report=tell
+        )
+        stage = Stage(
+            name="baseline",
+            step=None,
+            seconds=0.0,
+            quality=measured,
+            size=size.measure(self.original, source),
+            latency=self._latency(self.original),
+            cost=cost.measure(source, self.shapes),
+            notes=self.notes,
+        )
+        return replace(self, reference=reference), stage
+
+    def measure(
+        self,
+        path: Path,
+        graph: Graph,
+        step: int,
+        kind: str,
+        seconds: float,
+        coverage: context.Coverage,
+        report: context.Report = silent,
+    ) -> Stage:
+        """Measures the file that a step exported.
+
+        Raises:
+            ExportMismatch: ONNX Runtime can't run it, or its outputs have other names or shapes.
+        """
+        tell = _only_fraction(report, f"measuring {kind}")
+        return Stage(
+            name=kind,
+            step=step,
+            seconds=seconds,
+            quality=quality.measure(
+                path, self.samples, self.reference, threads=self.threads, report=tell
+            ),
+            size=size.measure(path, graph),
+            latency=self._latency(path),
+            cost=cost.measure(graph, self.shapes),
+            touched=tuple(coverage.touched),
+            skipped=tuple(coverage.skipped),
+            notes=tuple(coverage.notes),
+        )
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The number of samples that the model fixes for every run; None where it is free."""
+        return self.batch if self.fixed else None
+
+    @property
+    def batch(self) -> int:
+        """Samples of one run: 1, or what the model fixes."""
+        return max((shape[0] for shape in self.shapes.values() if shape), default=1)
+
+    def check_labels(self, train: data.Dataset) -> None:
+        """Checks the labels of the train split against the model's classes.
+
+        Raises:
+            BadData: a label is none of them.
+        """
+        scores = self.reference.scores
+        if train.labels is not None and scores is not None:
+            data.check_classes(train.labels, max(2, self.reference.outputs[scores].shape[1]))
+
+    def _latency(self, path: Path) -> Latency:
+        feeds = latency.sample_feeds(self.samples, self.batch)
+        return latency.measure(path, self.original, feeds, threads=self.threads)
+
+
+def make(
+    original: Path, source: Graph, held: data.Dataset | None, *, threads: int, seed: int, work: Path
+) -> Gauge:
+    """A gauge on the eval split; on random inputs where there is none.
+
+    Raises:
+        Unsupported: an axis of an input has no fixed size and no data gives it one.
+    """
+    if held is None:
+        notes: tuple[str, ...] = (NO_DATA,)
+        samples = _random(source, seed)
+    else:
+        notes = (*held.notes, *(() if held.labels is not None else (NO_LABELS,)))
+        samples = held
+    given = {name: array.shape for name, array in samples.batch([0]).items()}
+    return Gauge(
+        original=original,
+        samples=samples,
+        shapes=shapes.example_shapes(source, given=given),
+        fixed=any(isinstance(v.shape[0], int) for v in source.inputs if v.shape),
+        threads=threads,
+        work=work,
+        notes=notes,
+    )
+
+
+def _random(source: Graph, seed: int) -> data.Dataset:
+    """Seeded inputs of the model's signature."""
+    batch = shapes.example_shapes(source)
+    wanted = {name: (RANDOM_SAMPLES, *shape[1:]) for name, shape in batch.items()}
+    dtypes = {v.name or "": str(v.dtype.numpy()) for v in source.inputs if v.dtype is not None}
+    feeds = latency.random_feeds(wanted, dtypes, seed)
+    columns = [(name, dataset.ArrayColumn(a, np.dtype(a.dtype))) for name, a in feeds.items()]
+    return dataset.with_columns(columns, RANDOM_SAMPLES)
+
+
+def _only_fraction(report: context.Report, message: str) -> Callable[[float], None]:
+    return lambda fraction: report(fraction, message)
