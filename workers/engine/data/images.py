@@ -207,11 +207,6 @@ def _statistics(rule: Images, channels: int) -> tuple[NDArray[np.float32], NDArr
                 f"data.images.{name} has {len(values)} values, but the model's input has {channels} channels",
                 hint=f"give 1 or {channels} values",
             )
-    if not all(value > 0 for value in rule.std):
-        raise BadData(
-            f"data.images.std is {list(rule.std)}; every value must be above 0",
-            hint="use 1 to leave the scale alone",
-        )
     return np.array(rule.mean, np.float32), np.array(rule.std, np.float32)
 
 
