@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from modelpress.spec import recipe
 from tests import servers
@@ -50,6 +53,34 @@ def test_process_of_the_service_never_loads_the_engine(module: str) -> None:
 )
 def test_client_never_loads_a_package_of_the_server(module: str) -> None:
     assert not loaded_by(module) & {*SERVER_ONLY, *ENGINE_ONLY, "app", "workers"}
+
+
+def test_client_runs_on_what_the_base_install_brings() -> None:
+    """A package that only another extra installs would be missing on a machine that has just the client."""
+    loaded = (
+        loaded_by("modelpress.client, modelpress.cli") - sys.stdlib_module_names - {"modelpress"}
+    )
+    packages = metadata.packages_distributions()
+    foreign = {_normal(d) for name in loaded for d in packages.get(name, [])} - {"modelpress"}
+    assert foreign <= _closure(PROJECT["project"]["dependencies"])
+
+
+def _closure(texts: list[str]) -> set[str]:
+    """The names of the distributions that pip installs here for these requirements, without their extras."""
+    found: set[str] = set()
+    waiting = [Requirement(text) for text in texts]
+    while waiting:
+        wanted = waiting.pop()
+        name = _normal(wanted.name)
+        needed = wanted.marker is None or wanted.marker.evaluate({"extra": ""})
+        if needed and name not in found:
+            found.add(name)
+            waiting += [Requirement(text) for text in metadata.requires(name) or []]
+    return found
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def test_spec_loads_nothing_of_the_client() -> None:
