@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import re
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -142,3 +143,21 @@ def revoke_key(session: Session, project_id: str, key_id: str) -> None:
     """
     row = get_key(session, project_id, key_id)
     row.revoked_at = row.revoked_at or tables.now()
+
+
+def projects(session: Session, *, cursor: str = "", limit: int = 50) -> Sequence[Project]:
+    """All projects, the newest first; with `cursor`, those after the one of that id."""
+    found = select(Project)
+    if cursor:
+        found = found.where(Project.id < cursor)
+    return session.scalars(found.order_by(Project.id.desc()).limit(limit)).all()
+
+
+def keys(
+    session: Session, project_id: str, *, cursor: str = "", limit: int = 50
+) -> Sequence[ApiKey]:
+    """A project's keys, the newest first; with `cursor`, those after the one of that id."""
+    found = select(ApiKey).where(ApiKey.project_id == project_id)
+    if cursor:
+        found = found.where(ApiKey.id < cursor)
+    return session.scalars(found.order_by(ApiKey.id.desc()).limit(limit)).all()

@@ -109,7 +109,7 @@ def celery_settings(values: Settings) -> dict[str, Any]:
 def _transport(values: Settings) -> dict[str, Any]:
     if not values.broker_url:
         return {
-            "broker_url": "modelpress-files://",
+            "broker_url": "modelpress-files://localhost",
             "broker_transport_options": {"root": str(values.home / "broker")},
         }
     return {

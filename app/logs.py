@@ -11,7 +11,7 @@ _SHARED: list[structlog.types.Processor] = [
     structlog.contextvars.merge_contextvars,
     structlog.stdlib.add_log_level,
     structlog.stdlib.add_logger_name,
-    structlog.stdlib.ExtraAdder(),
+    structlog.stdlib.ExtraAdder(allow=("request_id", "job_id", "task_id")),
     structlog.processors.TimeStamper(fmt="iso", utc=True),
 ]
 _TAKEN_OVER = ("uvicorn", "uvicorn.error", "uvicorn.access", "celery", "alembic")

@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 import uvicorn
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import Depends, FastAPI
+from starlette.concurrency import run_in_threadpool
 
 import modelpress
 from app import logs, settings
-from app.api import deps, health, openapi, problems, requests, uploads
+from app.api import (
+    artifacts,
+    datasets,
+    deps,
+    events,
+    health,
+    jobs,
+    keys,
+    models,
+    openapi,
+    problems,
+    projects,
+    requests,
+    steps,
+    uploads,
+)
+from app.sweeper import Sweeper
 
-ROUTERS: tuple[APIRouter, ...] = (uploads.router,)
+RESOURCES = (uploads, models, datasets, jobs, events, artifacts, projects, keys, steps)
 
 
 def create_app() -> FastAPI:
@@ -20,15 +40,16 @@ def create_app() -> FastAPI:
         title="ModelPress",
         version=modelpress.__version__,
         description=openapi.DESCRIPTION,
+        lifespan=_swept,
         docs_url=None,
         redoc_url=None,
         generate_unique_id_function=openapi.operation_id,
     )
     problems.register(app)
     app.include_router(health.router)
-    for router in ROUTERS:
+    for resource in RESOURCES:
         app.include_router(
-            router,
+            resource.router,
             prefix="/v1",
             dependencies=[Depends(deps.principal)],
             responses=openapi.ERRORS,
@@ -37,6 +58,18 @@ def create_app() -> FastAPI:
     app.add_middleware(requests.Traced)
     openapi.describe(app)
     return app
+
+
+@asynccontextmanager
+async def _swept(_app: FastAPI) -> AsyncIterator[None]:
+    """Looks after stale jobs and uploads while the API runs."""
+    if not settings.get().sweep_in_api:
+        yield
+        return
+    sweeper = Sweeper()
+    sweeper.start()
+    yield
+    await run_in_threadpool(sweeper.stop)
 
 
 app = create_app()

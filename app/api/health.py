@@ -35,7 +35,7 @@ class Ready(BaseModel):
 class Version(BaseModel):
     """What is running."""
 
-    modelpress: str = Field(description="Version of ModelPress.")
+    version: str = Field(description="Version of ModelPress.")
     python: str = Field(description="Version of Python.")
     api: Literal["v1"] = Field(default="v1", description="Version of the HTTP interface.")
 
@@ -87,4 +87,4 @@ def read_metrics() -> Response:
 @router.get("/version")
 def version() -> Version:
     """Says what is running."""
-    return Version(modelpress=modelpress.__version__, python=platform.python_version())
+    return Version(version=modelpress.__version__, python=platform.python_version())

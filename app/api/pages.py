@@ -2,40 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Annotated, Generic, Protocol, TypeVar
+from collections.abc import Sequence
+from typing import Annotated, Any, Protocol, TypeVar
 
 from fastapi import Query
-from pydantic import BaseModel, Field
-
-Item = TypeVar("Item")
+from pydantic import Field
 
 
-class _HasId(Protocol):
+class _Row(Protocol):
     @property
-    def id(self) -> str: ...
+    def id(self) -> Any: ...
 
 
-Row = TypeVar("Row", bound=_HasId)
+Row = TypeVar("Row", bound=_Row)
 
 Cursor = Annotated[
     str,
     Query(max_length=64, description="`next_cursor` of the page before; empty: the first page."),
 ]
-Limit = Annotated[int, Query(ge=1, le=200, description="Most items of the page.")]
+Limit = Annotated[int, Query(ge=1, le=200, description="Most items in the page.")]
+NEXT: Any = Field(description="Pass as `cursor` to get the next page; null at the end.")
+WHOLE: Any = Field(default=None, description="Always null: the list is whole.")
 
 
-class Page(BaseModel, Generic[Item]):
-    """Some of a list, the newest first."""
-
-    items: list[Item] = Field(description="The items.")
-    next_cursor: str | None = Field(
-        description="Pass it as `cursor` to get what follows; null at the end."
-    )
-
-
-def page(rows: Sequence[Row], limit: int, show: Callable[[Row], Item]) -> Page[Item]:
-    """A page of the first `limit` rows; one row more than that tells that there is a next page."""
+def split(rows: Sequence[Row], limit: int) -> tuple[Sequence[Row], str | None]:
+    """The first `limit` rows and the cursor to the others; who asks for a row more than that learns whether there are."""
     shown = rows[:limit]
-    following = shown[-1].id if len(rows) > limit else None
-    return Page(items=[show(row) for row in shown], next_cursor=following)
+    return shown, shown[-1].id if len(rows) > limit else None

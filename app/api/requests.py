@@ -106,7 +106,6 @@ class Limited:
             error = errors.TooLarge(
                 f"the body has {size_bytes} bytes or more; at most {self.limit_bytes} are taken here",
                 hint="files go to /v1/uploads",
-                headers={"Connection": "close"},
                 extra={"limit_bytes": self.limit_bytes},
             )
             raise BodyTooLarge(error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from pydantic import BaseModel, Field
@@ -39,7 +39,7 @@ _FILE = {"requestBody": {"content": {"*/*": _BINARY}}}
 _IN_PROGRESS = "`Upload-Offset` tells how much has come, `Upload-Expires` how long it is kept."
 
 
-class Upload(BaseModel):
+class UploadBody(BaseModel):
     """A file on its way in."""
 
     id: str = Field(description="Id, by which a model or dataset is made of it.")
@@ -51,6 +51,11 @@ class Upload(BaseModel):
     offset_bytes: int = Field(description="How many of them have come.")
     sha256: str | None = Field(description="SHA-256 in hex; null until completed.")
     expires_at: datetime = Field(description="When it is removed, unless more comes.")
+
+    @classmethod
+    def of(cls, upload: tables.Upload) -> Self:
+        """The answer for a row."""
+        return cls.model_validate(upload, from_attributes=True)
 
 
 @router.options("", status_code=204, responses={204: {"description": "See the `Tus-` headers."}})
@@ -66,7 +71,7 @@ def describe_uploads() -> Response:
     return Response(status_code=204, headers=headers)
 
 
-@router.post("", status_code=201, response_model=Upload, openapi_extra=_FILE)
+@router.post("", status_code=201, response_model=UploadBody, openapi_extra=_FILE)
 async def create_upload(
     request: Request,
     me: Me,
@@ -101,7 +106,7 @@ async def create_upload(
     return _created(upload)
 
 
-@router.put("/{filename}", status_code=201, response_model=Upload, openapi_extra=_FILE)
+@router.put("/{filename}", status_code=201, response_model=UploadBody, openapi_extra=_FILE)
 async def put_file(
     request: Request,
     me: Me,
@@ -123,10 +128,9 @@ def locate_upload(upload_id: UploadId, session: Db, me: Me) -> Response:
 
 
 @router.get("/{upload_id}")
-def read_upload(upload_id: UploadId, session: Db, me: Me) -> Upload:
+def read_upload(upload_id: UploadId, session: Db, me: Me) -> UploadBody:
     """Describes an upload."""
-    upload = uploads.get(session, me.project_id, upload_id)
-    return Upload.model_validate(upload, from_attributes=True)
+    return UploadBody.of(uploads.get(session, me.project_id, upload_id))
 
 
 @router.patch(
@@ -215,7 +219,7 @@ def _remove(me: Principal, upload_id: str) -> None:
 
 def _created(upload: tables.Upload) -> Response:
     return Response(
-        Upload.model_validate(upload, from_attributes=True).model_dump_json(),
+        UploadBody.of(upload).model_dump_json(),
         201,
         headers={"Location": f"/v1/uploads/{upload.id}", **tus.answer(upload)},
         media_type="application/json",

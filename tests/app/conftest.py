@@ -69,9 +69,7 @@ def new_project(name: str, *, admin: bool = False) -> tuple[str, str]:
 
 
 @pytest.fixture
-def api(
-    configure: Callable[..., None], serve: Callable[[], str], sqlite_database_url: str
-) -> Api:
+def api(configure: Callable[..., None], serve: Callable[[], str], sqlite_database_url: str) -> Api:
     """The API over a fresh SQLite database and directory."""
     configure(database_url=sqlite_database_url)
     return Api(serve(), *new_project("ours"))

@@ -1,0 +1,130 @@
+"""Models and datasets, made of uploads and looked into by a worker before any job may use them; and what jobs made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app import errors, ids, uploads
+from app.tables import Artifact, Dataset, Job, Model
+from modelpress.spec.inspection import DatasetInspection, ModelInspection
+from modelpress.spec.state import Failure
+
+Entry = TypeVar("Entry", Model, Dataset)
+
+_NOUNS = {Model: "model", Dataset: "dataset"}
+_PREFIXES = {Model: "mdl", Dataset: "dat"}
+
+
+def create(
+    session: Session, kind: type[Entry], project_id: str, *, upload_id: str, name: str
+) -> Entry:
+    """Makes a model or dataset of an upload that `uploads.keep` has put in its place.
+
+    Raises:
+        NotFound: the project has no such upload.
+        Conflict: the upload is not complete, or was consumed.
+    """
+    upload = uploads.consume(session, project_id, upload_id)
+    assert upload.sha256 is not None
+    entry = kind(
+        id=ids.new(_PREFIXES[kind]),
+        project_id=project_id,
+        name=name or upload.filename[:200],
+        filename=upload.filename,
+        sha256=upload.sha256,
+        size_bytes=upload.size_bytes,
+        state="inspecting",
+    )
+    session.add(entry)
+    session.flush()
+    return entry
+
+
+def inspection(entry: Model | Dataset) -> Job:
+    """The job that looks into a new model or dataset; the caller enqueues it in the same transaction."""
+    is_model = isinstance(entry, Model)
+    return Job(
+        id=ids.new("job"),
+        project_id=entry.project_id,
+        kind="inspect_model" if is_model else "inspect_dataset",
+        name=entry.name,
+        queue="ingest",
+        model_id=entry.id if is_model else None,
+        dataset_id=None if is_model else entry.id,
+        request={},
+        request_sha256=entry.sha256,
+    )
+
+
+def record_inspection(
+    session: Session, job: Job, found: ModelInspection | DatasetInspection | Failure
+) -> None:
+    """Opens the model or dataset of an inspection to jobs, or rejects it with the reason."""
+    entry = subject(session, job)
+    if isinstance(found, Failure):
+        entry.state, entry.failure = "rejected", found.model_dump(mode="json", by_alias=True)
+    else:
+        entry.state, entry.inspection = "ready", found.model_dump(mode="json")
+
+
+def subject(session: Session, job: Job) -> Model | Dataset:
+    """What an inspection looks into."""
+    found: Model | Dataset | None
+    if job.kind == "inspect_model":
+        found = session.get(Model, job.model_id)
+    else:
+        found = session.get(Dataset, job.dataset_id)
+    assert found is not None, "a foreign key leads to it"
+    return found
+
+
+def get(session: Session, kind: type[Entry], project_id: str, entry_id: str) -> Entry:
+    """A model or dataset of a project.
+
+    Raises:
+        NotFound: the project has none of that id.
+    """
+    found = session.get(kind, entry_id)
+    if found is None or found.project_id != project_id:
+        raise errors.NotFound(f"there is no {_NOUNS[kind]} {entry_id[:64]!r}")
+    return found
+
+
+def page(
+    session: Session,
+    kind: type[Entry],
+    project_id: str,
+    *,
+    cursor: str = "",
+    limit: int = 50,
+    state: str | None = None,
+) -> Sequence[Entry]:
+    """A project's models or datasets, the newest first; with `cursor`, those after the one of that id."""
+    found = select(kind).where(kind.project_id == project_id)
+    if cursor:
+        found = found.where(kind.id < cursor)
+    if state is not None:
+        found = found.where(kind.state == state)
+    return session.scalars(found.order_by(kind.id.desc()).limit(limit)).all()
+
+
+def artifacts(session: Session, job: Job) -> Sequence[Artifact]:
+    """The files a job made, by name."""
+    mine = select(Artifact).where(Artifact.job_id == job.id)
+    return session.scalars(mine.order_by(Artifact.name)).all()
+
+
+def artifact(session: Session, project_id: str, artifact_id: str) -> Artifact:
+    """A file that a job of the project made.
+
+    Raises:
+        NotFound: the project has none of that id.
+    """
+    found = session.get(Artifact, artifact_id)
+    if found is None or found.project_id != project_id:
+        raise errors.NotFound(f"there is no artifact {artifact_id[:64]!r}")
+    return found
