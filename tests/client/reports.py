@@ -1,0 +1,101 @@
+"""Reports as a job leaves them, with figures that are easy to check by eye."""
+
+from __future__ import annotations
+
+from modelpress.spec import named
+from modelpress.spec.constraint import Constraint, Goal, Metric, judge
+from modelpress.spec.report import (
+    ArtifactInfo,
+    Cost,
+    DataUse,
+    Environment,
+    Latency,
+    Quality,
+    Report,
+    Size,
+    Skipped,
+    Stage,
+    Touched,
+    Verification,
+)
+from modelpress.spec.state import Outcome
+
+
+def stage(name: str, step: int | None, *, file_bytes: int, accuracy: float | None) -> Stage:
+    return Stage(
+        name=name,
+        step=step,
+        seconds=2.5,
+        quality=Quality(
+            samples=450,
+            accuracy=accuracy,
+            agreement=0.99,
+            max_abs_difference=0.1,
+            relative_l2_difference=0.01,
+        ),
+        size=Size(
+            file_bytes=file_bytes,
+            zipped_bytes=file_bytes // 2,
+            entropy_bytes=file_bytes // 2,
+            theoretical_bytes=file_bytes // 2,
+            parameters=100_000,
+            nonzero_parameters=100_000,
+            bits_per_parameter=32,
+        ),
+        latency=Latency(
+            p50_ms=0.0512,
+            p90_ms=0.06,
+            p99_ms=0.07,
+            mean_ms=0.052,
+            std_ms=0.004,
+            min_ms=0.05,
+            runs=200,
+            warmup=20,
+            batch=1,
+            threads=2,
+            device="cpu",
+            original_p50_ms=0.064,
+            ratio=0.8,
+        ),
+        cost=Cost(macs=1_234_567, macs_by_operator={"Conv": 1_234_567}),
+        touched=() if step is None else (Touched(layer="conv", change="zeros"),),
+    )
+
+
+def report(*, labels: bool = True, complete: bool = True) -> Report:
+    baseline = stage("baseline", None, file_bytes=1_000_000, accuracy=0.98 if labels else None)
+    pruned = stage("prune.magnitude", 0, file_bytes=1_000_000, accuracy=0.975 if labels else None)
+    pruned = pruned.model_copy(update={"notes": ("zeros do not make dense kernels faster",)})
+    int8 = stage("quantize.int8", 1, file_bytes=280_000, accuracy=0.97 if labels else None)
+    skipped = tuple(Skipped(layer=f"fc{i}", reason="no weight") for i in range(5))
+    int8 = int8.model_copy(update={"skipped": skipped})
+    asked = Constraint(metric=Metric.SIZE_BYTES, goal=Goal.MAX_RATIO, value=0.2)
+    return Report(
+        model="digits.onnx",
+        model_sha256="0" * 64,
+        recipe=named.NAMED["prune-int8"],
+        seed=0,
+        data=DataUse(train_samples=1347, eval_samples=450, split="given apart"),
+        environment=Environment(
+            modelpress="0.1.0",
+            python="3.11",
+            torch="2",
+            onnx="1",
+            onnxruntime="1.32.0",
+            cpu="A Processor",
+            cpu_flags=(),
+            cores=2,
+            device="cpu",
+            sandbox="landlock-7+seccomp",
+        ),
+        stages=(baseline, pruned, int8) if complete else (baseline,),
+        constraints=(judge(asked, 1_000_000, 280_000),) if complete else (),
+        outcome=Outcome.BEST_EFFORT if complete else None,
+        artifacts=(
+            ArtifactInfo(name="model.onnx", format="onnx", size_bytes=280_000, sha256="0" * 64),
+        ),
+        verification=Verification(ok=True, samples=64, max_abs_difference=1e-7, tolerance=1e-5)
+        if complete
+        else None,
+        complete=complete,
+    )

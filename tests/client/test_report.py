@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+from modelpress import _report
+from tests.client import reports
+
+GOLDEN = Path(__file__).with_name("report.txt")
+
+
+def test_report_reads_as_agreed() -> None:
+    assert _report.as_text(reports.report()) == GOLDEN.read_text("utf-8")
+
+
+def test_without_labels_agreement_stands_where_accuracy_would() -> None:
+    text = _report.as_text(reports.report(labels=False))
+    assert "agreement" in text
+    assert "accuracy" not in text
+    assert "99.00%" in text
+
+
+def test_partial_report_says_that_it_is_one() -> None:
+    text = _report.as_text(reports.report(complete=False))
+    assert "baseline" in text
+    assert "partial" in text
+
+
+def test_report_without_stages_is_shown_too() -> None:
+    empty = reports.report(complete=False).model_copy(update={"stages": ()})
+    assert "partial" in _report.as_text(empty)
+
+
+def test_what_a_model_calls_its_layers_is_not_markup() -> None:
+    report = reports.report()
+    stage = report.stages[1].model_copy(update={"notes": ("[red]layer[/red] [/] \\",)})
+    text = _report.as_text(report.model_copy(update={"stages": (report.stages[0], stage)}))
+    assert "[red]layer[/red] [/] \\" in text
+
+
+def test_picture_is_xml_that_loads_nothing() -> None:
+    svg = _report.as_svg(reports.report(), title="a <report>")
+    ElementTree.fromstring(svg)
+    assert "url(http" not in svg
+    assert "@import" not in svg
+    assert "prune.magnitude" in svg
+
+
+def test_picture_of_the_same_report_is_the_same() -> None:
+    assert _report.as_svg(reports.report(), title="t") == _report.as_svg(
+        reports.report(), title="t"
+    )
