@@ -112,7 +112,7 @@ def _functions(walk: _Walk, views: list[memoryview]) -> dict[str, Counter[str]]:
     for name, message in zip(names, messages, strict=True):
         check_name(name, "a function")
         _check_metadata(walk, message.many(14), f"function {name}")
-        _check_names(walk, message.many(4) + message.many(5) + message.many(6))
+        _names(message.many(4) + message.many(5) + message.many(6))
         for attribute in message.many(11):
             _check_attribute(walk, attribute, 0, Counter())
         functions[name] = _check_nodes(walk, message.many(7), 0)
@@ -142,19 +142,25 @@ def _check_nodes(walk: _Walk, views: list[memoryview], depth: int) -> Counter[st
     if walk.nodes > MAX_NODES:
         raise BadModel(f"the model has more than {MAX_NODES:,} nodes")
     calls: Counter[str] = Counter()
+    made: set[str] = set()
     for view in views:
-        _check_node(walk, view, depth, calls)
+        node = walk.reader.read(view)
+        _check_node(walk, node, depth, calls)
+        for output in _names(node.many(2)):
+            if output in made:
+                raise BadModel(f"two nodes make the value '{output}'", layer=output)
+            made.add(output)
     return calls
 
 
-def _check_node(walk: _Walk, view: memoryview, depth: int, calls: Counter[str]) -> None:
-    node = walk.reader.read(view)
+def _check_node(walk: _Walk, node: wire.Message, depth: int, calls: Counter[str]) -> None:
     name, op_type, domain = node.text(3), node.text(4), node.text(7)
-    for text in (name, op_type, domain, node.text(8)):
-        check_name(text, f"node '{name[:64]}'")
+    check_name(name, "a node")
+    for text in (op_type, domain, node.text(8)):
+        check_name(text, f"node '{name}'")
     _check_metadata(walk, node.many(9), f"node '{name}'")
     _count_values(walk, len(node.many(1)) + len(node.many(2)))
-    _check_names(walk, node.many(1) + node.many(2))
+    _names(node.many(1))
     called = _overloaded(domain, op_type, node.text(8))
     calls[called] += 1
     known = ops.key(domain, op_type)
@@ -225,9 +231,11 @@ def _check_metadata(walk: _Walk, entries: list[memoryview], owner: str) -> None:
         )
 
 
-def _check_names(walk: _Walk, views: list[memoryview]) -> None:
-    for view in views:
-        check_name(wire.as_text(view), "a value")
+def _names(views: list[memoryview]) -> list[str]:
+    names = [wire.as_text(view) for view in views if len(view)]
+    for name in names:
+        check_name(name, "a value")
+    return names
 
 
 def check_name(name: str, owner: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from workers.engine.errors import BadModel, Unsupported
+from workers.engine.errors import Unsupported
 from workers.engine.graph import tensors
 from workers.engine.graph.ops import TABLE, Call, Operator, key
 
@@ -51,7 +51,7 @@ def prepare(graph: ir.Graph) -> Program:
     """Turn a graph into steps.
 
     Raises:
-        Unsupported: a node has an unknown operator, or an attribute its operator does not know.
+        Unsupported: a node has an unknown operator.
     """
     steps = [_step(node) for node in graph]
     outputs = tuple(value.name or "" for value in graph.outputs)
@@ -72,18 +72,12 @@ def _step(node: ir.Node) -> Step:
     if name not in TABLE:
         raise Unsupported(f"operator {name} is not supported", layer=node.name or "")
     operator = TABLE[name]
-    attributes = {a: _python(attribute) for a, attribute in node.attributes.items()}
-    if unknown := sorted(set(attributes) - operator.attributes):
-        raise Unsupported(
-            f"{name} '{node.name}' has unknown attribute {', '.join(unknown)}",
-            layer=node.name or "",
-        )
     return Step(
         name=node.name or "",
         operator=operator,
         inputs=tuple("" if value is None else value.name or "" for value in node.inputs),
         outputs=tuple(value.name or "" for value in node.outputs),
-        attributes=attributes,
+        attributes={a: _python(attribute) for a, attribute in node.attributes.items()},
     )
 
 
@@ -200,7 +194,5 @@ def is_away(operand: Any) -> bool:
 
 def _to_host(operand: torch.Tensor) -> torch.Tensor:
     if operand.device.type == "meta":
-        raise BadModel(
-            "a shape depends on the data; such a model cannot be measured without running"
-        )
+        raise Unsupported("a shape depends on the data")
     return operand.cpu()

@@ -132,10 +132,23 @@ def measure(graph: Graph, input_shapes: Shapes) -> Facts:
         machine.run(program.prepare(graph.model.graph), values)
     except EngineError:
         raise
-    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, ZeroDivisionError) as error:
-        where = " ".join(getattr(error, "__notes__", [])[:1])
-        raise BadModel(f"the model does not fit together {where}: {error}") from error
+    except (NotImplementedError, RuntimeError) as error:
+        if not _depends_on_data(error):
+            raise _misfit(error) from error
+        where = _where(error)
+        raise Unsupported(f"a shape depends on the data {where}: {error}", layer=where) from error
+    except (ValueError, TypeError, IndexError, KeyError, ZeroDivisionError) as error:
+        raise _misfit(error) from error
     return Facts(machine.shapes, machine.macs, machine.peak_bytes)
+
+
+def _misfit(error: Exception) -> BadModel:
+    where = _where(error)
+    return BadModel(f"the model does not fit together {where}: {error}", layer=where)
+
+
+def _where(error: Exception) -> str:
+    return " ".join(getattr(error, "__notes__", [])[:1])
 
 
 def _stand_in(initializer: ir.Value) -> torch.Tensor:
@@ -171,7 +184,9 @@ class _Ruler(program.Machine):
             return super().apply(step, shadows, call)
         try:
             results = super().apply(step, shadows, call)
-        except (NotImplementedError, RuntimeError):
+        except (NotImplementedError, RuntimeError) as error:
+            if not _depends_on_data(error):
+                raise
             return super().apply(step, operands, call)
         listed = results if isinstance(results, tuple) else (results,)
         if sum(_elements(result) for result in listed) > HOST_ELEMENTS:
@@ -189,6 +204,11 @@ class _Ruler(program.Machine):
         if step.operator.macs is not None:
             count = step.operator.macs(operands, results)
             self.macs[step.name] = self.macs.get(step.name, 0) + count
+
+
+def _depends_on_data(error: Exception) -> bool:
+    """Whether torch says that it cannot go on without elements."""
+    return isinstance(error, NotImplementedError) or "meta" in str(error)
 
 
 def _shadow(operand: Any) -> Any:

@@ -32,11 +32,19 @@ def unknown_operators(graph: ir.Graph) -> list[str]:
 
 
 def _verify_operators(graph: Graph) -> None:
+    """Refuse unknown operators, and attributes their operators do not know."""
     if unknown := unknown_operators(graph.model.graph):
         raise Unsupported(
             f"unsupported operators: {', '.join(unknown)}",
             hint="export the model with standard ONNX operators",
         )
+    for node in ir.traversal.RecursiveGraphIterator(graph.model.graph):
+        known = TABLE[key(node.domain, node.op_type)].attributes
+        if strange := sorted(set(node.attributes) - known):
+            raise Unsupported(
+                f"{node.op_type} '{node.name}' has unknown attribute {', '.join(strange)}",
+                layer=node.name or "",
+            )
 
 
 def _verify_scope(graph: ir.Graph, outer: set[str], nodes: set[str]) -> None:
