@@ -199,11 +199,16 @@ def finish_failed(
 
 
 def _worth_retrying(job: Job, failure: Failure, memory_failures: int) -> bool:
-    if job.attempt >= settings.get().max_attempts:
+    if _is_exhausted(job):
         return False
     if failure.code in MEMORY_CODES:
         return memory_failures < MAX_MEMORY_FAILURES
     return failure.class_ is FailureClass.TRANSIENT
+
+
+def _is_exhausted(job: Job) -> bool:
+    """Whether this was the last attempt. A job asked to stop gets no other one either, but is cancelled for it."""
+    return job.state == JobState.RUNNING and job.attempt >= settings.get().max_attempts
 
 
 def finish_cancelled(session: Session, claim: Claim, *, log_tail: str = "") -> JobState | None:
@@ -243,11 +248,10 @@ def lose(session: Session, claim: Claim) -> JobState | None:
     job = _lock(session, claim, Job.lease_until < db.now(session))
     if job is None:
         return None
-    exhausted = job.attempt >= settings.get().max_attempts
     return _end(
         session,
         job,
-        JobState.FAILED if exhausted else JobState.QUEUED,
+        JobState.FAILED if _is_exhausted(job) else JobState.QUEUED,
         ended="lost",
         failure=failures.worker_lost(job.attempt, job.owner),
     )

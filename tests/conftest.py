@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy
 
-from app import db, settings, tables
+from app import broker, db, settings, storage, tables
 from tests import servers
 
 _numbers = itertools.count(1)
@@ -53,12 +53,22 @@ def database_url(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
-def empty_database_url(request: pytest.FixtureRequest) -> Iterator[str]:
+def empty_database_url(request: pytest.FixtureRequest) -> str:
     """The URL of a fresh database without any table, once on each kind."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{request.getfixturevalue('tmp_path') / 'empty.db'}"
-        return
-    with _postgres_database(request.getfixturevalue("postgres_url"), "template1") as url:
+    url: str = request.getfixturevalue(f"empty_{request.param}_url")
+    return url
+
+
+@pytest.fixture
+def empty_sqlite_url(tmp_path: Path) -> str:
+    """The URL of a SQLite database that does not exist yet."""
+    return f"sqlite:///{tmp_path / 'empty.db'}"
+
+
+@pytest.fixture
+def empty_postgres_url(postgres_url: str) -> Iterator[str]:
+    """The URL of a fresh Postgres database without any table."""
+    with _postgres_database(postgres_url, "template1") as url:
         yield url
 
 
@@ -97,8 +107,8 @@ def configure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Calla
 def _forget() -> None:
     if db.engine.cache_info().currsize:
         db.engine().dispose()
-    db.engine.cache_clear()
-    settings.get.cache_clear()
+    for made in (db.engine, broker.make_celery, storage.get, settings.get):
+        made.cache_clear()
 
 
 @pytest.fixture(scope="session")
