@@ -19,7 +19,7 @@ from workers.engine.errors import BadData, Diverged
 
 classification_loss = losses.classification
 
-_REPORT_EVERY_S = 1.0
+REPORT_EVERY_S = 1.0
 _REFRESH_BATCHES = 200
 
 
@@ -142,7 +142,7 @@ class _Run:
 
     def _report(self, epoch: int, value: float) -> None:
         now = time.monotonic()
-        if now - self.reported >= _REPORT_EVERY_S:
+        if now - self.reported >= REPORT_EVERY_S:
             self.reported = now
             self.ctx.report(
                 self.step / self.steps,
