@@ -22,6 +22,7 @@ from workers.engine.context import Context
 from workers.engine.errors import BadModel, NothingChanged
 from workers.engine.graph import Graph, execute, match
 from workers.engine.graph.execute import GraphModule
+from workers.engine.passes import _weights
 from workers.engine.passes.prune import _masks
 from workers.engine.passes.prune._masks import Mask
 
@@ -39,6 +40,7 @@ def apply(graph: Graph, step: PruneMagnitude, ctx: Context) -> Graph:
         BadModel: a weight is not finite.
         Diverged: fine-tuning gave NaN or infinity.
     """
+    _weights.turn(graph)
     names = _prunable(graph, step, ctx)
     before = _sparsities(graph, names)
     masks = _masks.none_pruned({name: graph.weight(name) for name in names})
@@ -65,6 +67,8 @@ def _prunable(graph: Graph, step: PruneMagnitude, ctx: Context) -> list[str]:
         elif layer.weight not in names:
             names.append(layer.weight)
     _check(graph, names, step)
+    for name, reason in match.not_layers(graph).items():
+        ctx.skipped(name, reason)
     return names
 
 

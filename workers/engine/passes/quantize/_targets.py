@@ -46,13 +46,28 @@ def find(graph: Graph, step: QuantizeInt8, ctx: Context) -> list[Target]:
 
 def products(nodes: Sequence[ir.Node], step: QuantizeInt8) -> list[ir.Node]:
     """MatMul nodes of two activations, as in attention."""
+    varying = _varying(nodes)
     return [
         node
         for node in nodes
         if node.op_type == "MatMul"
-        and not any(_plan.is_constant(v) for v in node.inputs)
+        and all(v in varying for v in node.inputs)
         and not step.excludes(node.name or "")
     ]
+
+
+def _varying(nodes: Sequence[ir.Node]) -> set[ir.Value]:
+    """Values that depend on the inputs of the graph."""
+    varying: set[ir.Value] = set()
+    for node in nodes:
+        inputs = [v for v in node.inputs if v is not None]
+        if any(v in varying or _is_fed(v) for v in inputs):
+            varying.update(v for v in (*inputs, *node.outputs) if not _plan.is_constant(v))
+    return varying
+
+
+def _is_fed(value: ir.Value) -> bool:
+    return value.is_graph_input() and not _plan.is_constant(value)
 
 
 def _bias(node: ir.Node) -> ir.Value | None:

@@ -21,6 +21,7 @@ from workers.engine.errors import NothingChanged
 from workers.engine.graph import Graph, edit, match, shapes
 from workers.engine.graph.ops import TABLE, key
 from workers.engine.measure import environment
+from workers.engine.passes import _weights
 from workers.engine.passes.quantize import _affine, _dynamic, _plan, _prepare, _static, _targets
 from workers.engine.passes.quantize._targets import Target
 
@@ -75,6 +76,7 @@ def apply(graph: Graph, step: QuantizeInt8, ctx: Context) -> Graph:
 
 def _fold(graph: Graph, ctx: Context) -> None:
     _prepare.drop_identities(graph)
+    _weights.turn(graph, copy_shared=True)
     folded = edit.fold_batch_norm(graph)
     if folded:
         ctx.note(f"{len(folded)} BatchNormalization nodes were folded into the layers before them")
