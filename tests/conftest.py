@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy
 
-from app import broker, db, settings, storage, tables
+from app import broker, db, settings, tables
 from tests import servers
 
 _numbers = itertools.count(1)
@@ -107,7 +107,7 @@ def configure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Calla
 def _forget() -> None:
     if db.engine.cache_info().currsize:
         db.engine().dispose()
-    for made in (db.engine, broker.make_celery, storage.get, settings.get):
+    for made in (db.engine, broker.make_celery, settings.get):
         made.cache_clear()
 
 
