@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy
 
-from app import broker, db, settings, tables
+from app import db, settings, tables
 from tests import servers
 
 _numbers = itertools.count(1)
@@ -107,8 +107,8 @@ def configure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Calla
 def _forget() -> None:
     if db.engine.cache_info().currsize:
         db.engine().dispose()
-    for made in (db.engine, broker.make_celery, settings.get):
-        made.cache_clear()
+    db.engine.cache_clear()
+    settings.get.cache_clear()
 
 
 @pytest.fixture(scope="session")
