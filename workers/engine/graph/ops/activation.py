@@ -63,6 +63,11 @@ def Swish(x: Tensor, *, alpha: float = 1.0) -> Tensor:
 
 
 @operator()
+def SwiGLU(a: Tensor, b: Tensor, *, alpha: float = 1.0) -> Tensor:
+    return a * torch.sigmoid(alpha * a) * b
+
+
+@operator()
 def Tanh(x: Tensor) -> Tensor:
     return torch.tanh(x)
 

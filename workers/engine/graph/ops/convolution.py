@@ -27,6 +27,11 @@ def _conv_macs(operands: Sequence[Operand], results: Sequence[Tensor]) -> int:
     return results[0].numel() * math.prod(weight.shape[1:])
 
 
+def quantized_macs(operands: Sequence[Operand], results: Sequence[Tensor]) -> int:
+    """Of a QLinearConv, whose weight is the fourth operand."""
+    return _conv_macs([operands[0], operands[3]], results)
+
+
 def _transposed_macs(operands: Sequence[Operand], results: Sequence[Tensor]) -> int:
     x, weight = operands[0], operands[1]
     assert x is not None

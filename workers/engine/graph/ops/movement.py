@@ -233,10 +233,11 @@ def DepthToSpace(x: Tensor, *, blocksize: int, mode: str = "DCR") -> Tensor:
 
 
 @operator(moves_data=True)
-def SpaceToDepth(x: Tensor, *, blocksize: int) -> Tensor:
+def SpaceToDepth(x: Tensor, *, blocksize: int, mode: str = "DCR") -> Tensor:
     n, c, h, w = x.shape
     b = blocksize
-    split = x.reshape(n, c, h // b, b, w // b, b).permute(0, 3, 5, 1, 2, 4)
+    order = (0, 3, 5, 1, 2, 4) if mode == "DCR" else (0, 1, 3, 5, 2, 4)
+    split = x.reshape(n, c, h // b, b, w // b, b).permute(order)
     return split.reshape(n, c * b**2, h // b, w // b)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from workers.engine.graph import tensors
+from workers.engine.graph.ops import convolution, linear
 from workers.engine.graph.ops._operator import operator
 
 Tensor = torch.Tensor
@@ -67,6 +70,64 @@ def DequantizeLinear(
     if zero_point is not None:
         wide = wide - spread(x, zero_point, axis, block_size).to(torch.float32)
     return (wide * spread(x, scale, axis, block_size).to(torch.float32)).to(target)
+
+
+@operator()
+def QLinearMatMul(
+    a: Tensor,
+    a_scale: Tensor,
+    a_zero_point: Tensor,
+    b: Tensor,
+    b_scale: Tensor,
+    b_zero_point: Tensor,
+    y_scale: Tensor,
+    y_zero_point: Tensor,
+) -> Tensor:
+    y = linear.MatMulInteger(a, b, a_zero_point, b_zero_point)
+    scale = a_scale.float() * b_scale.float() / y_scale.float()
+    return _requantized(y, scale, y_zero_point)
+
+
+@operator(macs=convolution.quantized_macs)
+def QLinearConv(
+    x: Tensor,
+    x_scale: Tensor,
+    x_zero_point: Tensor,
+    w: Tensor,
+    w_scale: Tensor,
+    w_zero_point: Tensor,
+    y_scale: Tensor,
+    y_zero_point: Tensor,
+    b: Tensor | None = None,
+    *,
+    auto_pad: str = "NOTSET",
+    dilations: Sequence[int] | None = None,
+    group: int = 1,
+    kernel_shape: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> Tensor:
+    y = convolution.ConvInteger(
+        x,
+        w,
+        x_zero_point,
+        w_zero_point,
+        auto_pad=auto_pad,
+        dilations=dilations,
+        group=group,
+        pads=pads,
+        strides=strides,
+    )
+    ones = [1] * (w.dim() - 2)
+    y = y if b is None else y + b.reshape(-1, *ones)
+    scale = x_scale * w_scale.reshape(-1, *ones) / y_scale
+    return _requantized(y, scale, y_zero_point)
+
+
+def _requantized(y: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    limits = torch.iinfo(zero_point.dtype)
+    rounded = torch.round(y.double() * scale) + zero_point.double()
+    return rounded.clamp(limits.min, limits.max).to(torch.int64).to(zero_point.dtype)
 
 
 @operator()
