@@ -20,7 +20,7 @@ CPU_FLAGS = (
     "i8mm",
 )
 
-_CPUINFO = Path("/proc/cpuinfo")
+CPUINFO = Path("/proc/cpuinfo")
 
 
 def describe(*, device: str, cores: int, sandbox: str) -> Environment:
@@ -53,7 +53,7 @@ def cpu_flags() -> tuple[str, ...]:
 
 def _cpuinfo(wanted: str) -> Iterator[str]:
     try:
-        text = _CPUINFO.read_text(errors="replace")
+        text = CPUINFO.read_text(errors="replace")
     except OSError:  # not Linux, or not readable inside the fence
         return
     for line in text.splitlines():

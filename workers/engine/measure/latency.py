@@ -48,11 +48,11 @@ def measure(
     first = _runner(original, feeds, threads, BadModel)
     if os.path.samefile(path, original):
         warmup = _warm_up(first)
-        times = _alternate((first,), budget_s)
+        times = alternate((first,), budget_s)
         return _latency(times[0], times[0], warmup, feeds, threads)
     second = _runner(path, feeds, threads, ExportMismatch)
     warmup = max(_warm_up(first), _warm_up(second))
-    originals, times_ms = _alternate((first, second), 2 * budget_s)
+    originals, times_ms = alternate((first, second), 2 * budget_s)
     return _latency(times_ms, originals, warmup, feeds, threads)
 
 
@@ -94,7 +94,7 @@ def _warm_up(run: Callable[[], None]) -> int:
     return runs
 
 
-def _alternate(
+def alternate(
     runners: tuple[Callable[[], None], ...], budget_s: float
 ) -> tuple[NDArray[np.float64], ...]:
     """Milliseconds of each run, [runs] for each runner; as many rounds as fit the budget."""

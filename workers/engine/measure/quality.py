@@ -24,7 +24,7 @@ Outputs = dict[str, Array]
 MAX_CLASSES = 1000
 """Models with more classes get no accuracy for each class."""
 
-_BATCH_BYTES = 32 << 20
+BATCH_BYTES = 32 << 20
 _MAX_BATCH = 256
 
 
@@ -208,7 +208,7 @@ def _run(
 ) -> Iterator[tuple[NDArray[np.int64], Outputs]]:
     """Yields (indices, outputs by name) over all samples in order."""
     opened = session.open(path, threads=threads, raising=raising)
-    size = opened.fixed_batch or max(1, min(_MAX_BATCH, _BATCH_BYTES // dataset.sample_bytes))
+    size = opened.fixed_batch or max(1, min(_MAX_BATCH, BATCH_BYTES // dataset.sample_bytes))
     for indices, feeds in dataset.batches(size):
         missing = size - len(indices) if opened.fixed_batch else 0
         padded = {name: _pad(feeds[name], missing) for name in opened.inputs}
