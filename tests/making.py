@@ -68,7 +68,7 @@ def _entry(me: Principal, filename: str, content: bytes, state: str) -> dict[str
         "project_id": me.project_id,
         "name": filename,
         "filename": filename,
-        "sha256": hashlib.sha256(content).hexdigest(),
+        "sha256": digest(content),
         "size_bytes": len(content),
         "state": state,
         "failure": rejected if state == "rejected" else None,
@@ -81,8 +81,13 @@ def store(me: Principal, scratch: Path, *contents: bytes) -> None:
         scratch.mkdir(exist_ok=True)
         path = scratch / "content"
         path.write_bytes(content)
-        key = storage.blob_key(me.project_id, hashlib.sha256(content).hexdigest())
+        key = storage.blob_key(me.project_id, digest(content))
         storage.get().put_file(key, path)
+
+
+def digest(content: bytes) -> str:
+    """The SHA-256 that bytes are stored under."""
+    return hashlib.sha256(content).hexdigest()
 
 
 def recipe(act: str = "") -> Recipe:

@@ -190,9 +190,14 @@ def api(home: Path, **settings: object) -> Iterator[Running]:
 
 
 @contextlib.contextmanager
-def worker(home: Path, *, slots: int = 1, **settings: object) -> Iterator[Running]:
-    """A real Celery worker, connected to its broker; `slots` jobs at a time, `settings` by field name."""
-    argv = [sys.executable, "-m", "celery", "-A", "workers.tasks:celery", "worker"]
+def worker(
+    home: Path, *, slots: int = 1, module: str = "workers.tasks", **settings: object
+) -> Iterator[Running]:
+    """A real Celery worker, connected to its broker; `slots` jobs at a time, `settings` by field name.
+
+    `module` is where its Celery application is.
+    """
+    argv = [sys.executable, "-m", "celery", "-A", f"{module}:celery", "worker"]
     argv += ["--concurrency", str(slots), "--hostname", f"test-{free_port()}@%h"]
     argv += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
     env, log = environment(home=home, **settings), _log(home, "worker")

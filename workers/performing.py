@@ -26,7 +26,7 @@ T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 
-def perform(job_id: str, *, owner: str, engine: Sequence[str] = attempt.ENGINE) -> JobState | None:
+def perform(job_id: str, *, owner: str, engine: Sequence[str]) -> JobState | None:
     """Runs a job if it still waits for a worker: a message may come late, twice, or after a cancel.
 
     Answers the job's state after the attempt; None where there was nothing to do, or another worker has the job.

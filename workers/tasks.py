@@ -11,15 +11,17 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import structlog
 from celery import Task, signals
 
 from app import broker, db, logs, settings
-from workers import drain, performing, sandbox, staging
+from workers import attempt, drain, performing, sandbox, staging
 
 EXIT_UNFENCED = 97
+ENGINE: Sequence[str] = attempt.ENGINE
 
 celery = broker.make_celery()
 celery.conf.update(worker_concurrency=1, worker_max_tasks_per_child=50)
@@ -32,7 +34,7 @@ celery.amqp.queues.select(
 def run(self: Task, job_id: str) -> None:
     """Performs a job, if it still waits for a worker."""
     with structlog.contextvars.bound_contextvars(job_id=job_id):
-        performing.perform(job_id, owner=f"{self.request.hostname}:{os.getpid()}")
+        performing.perform(job_id, owner=f"{self.request.hostname}:{os.getpid()}", engine=ENGINE)
 
 
 @signals.setup_logging.connect
