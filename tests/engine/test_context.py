@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import torch
 from tests.engine import nets
 from workers.engine import context
 from workers.engine.context import Context
-from workers.engine.errors import Unsupported
+from workers.engine.data import dataset
+from workers.engine.errors import BadData, Unsupported
 from workers.engine.graph import Graph
 
 
@@ -81,3 +83,10 @@ def test_a_gpu_that_is_not_there_is_refused_with_the_way_out() -> None:
         context.prepare_torch("cuda", 1)
     assert "gpu queue" in caught.value.hint
     assert context.prepare_torch("auto", 1) == torch.device("cpu")
+
+
+def test_datasets_of_different_folders_are_never_used_together(ctx: Context) -> None:
+    column = dataset.with_columns([("x", dataset.ArrayColumn(np.ones((2, 64)), np.dtype("f4")))], 2)
+    train, held = (replace(column, classes=names) for names in (("cat", "dog"), ("cat", "fox")))
+    with pytest.raises(BadData, match=r"differ in \['dog', 'fox'\]"):
+        replace(ctx, train=train, eval=held)

@@ -12,7 +12,7 @@ from torch import nn
 
 from modelpress.spec.step import FineTune
 from tests.engine import nets
-from workers.engine import context, data, formats, losses, train
+from workers.engine import context, data, formats, forward, losses, train
 from workers.engine.context import Context
 from workers.engine.data import dataset
 from workers.engine.errors import BadData, Diverged, Unsupported
@@ -53,7 +53,7 @@ def surroundings(tmp_path: Path) -> Callable[[str], Context]:
 
 def accuracy(module: nn.Module, of: data.Dataset) -> float:
     with torch.no_grad():
-        batch = train.forward(module, of, np.arange(of.samples), torch.device("cpu"))
+        batch = forward.run(module, of, np.arange(of.samples), torch.device("cpu"))
     assert batch.labels is not None
     return (batch.outputs[0].argmax(1) == batch.labels).float().mean().item()
 

@@ -35,7 +35,11 @@ class Coverage:
 
 @dataclass(frozen=True)
 class Context:
-    """Surroundings of one step."""
+    """Surroundings of one step.
+
+    Raises:
+        BadData: train and eval name different classes.
+    """
 
     device: torch.device
     threads: int
@@ -47,6 +51,10 @@ class Context:
     scope: str = ""  # the step, 'steps/1': steps draw different numbers from the same seed
     report: Report = silent  # fraction of the step from 0 to 1, and what is being done
     coverage: Coverage = field(default_factory=Coverage)
+
+    def __post_init__(self) -> None:
+        if self.train is not None and self.eval is not None:
+            data.check_same_classes(self.train, self.eval)
 
     def for_step(self, index: int, report: Report) -> Context:
         """The same surroundings for step `index`, with nothing covered yet."""

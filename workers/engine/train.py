@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from modelpress.spec.step import FineTune
-from workers.engine import context, data, losses
+from workers.engine import context, data, forward, losses
 from workers.engine.errors import BadData, Diverged
 
 classification_loss = losses.classification
@@ -52,22 +52,34 @@ def fit(
 
     Each epoch is a seeded permutation cut into batches of nearly equal size. The learning rate falls from its peak to
     zero by a cosine over all steps. Weight decay spares vectors (biases, normalization). On a GPU the forward pass runs
-    in half precision. `loss` null is the classification loss that fits `ctx.source`. `after_step` runs after each optimizer step, where masks are re-applied.
-    The same seed gives the same bits on a CPU with the same number of threads.
+    in half precision. The same seed gives the same bits on a CPU with the same number of threads.
+
+    A model that can run one fixed batch only is trained in pieces of it, with the statistics of its normalization
+    frozen and without dropout, and a note says so.
+
+    `loss` null is the classification loss that fits `ctx.source`. `after_step` runs after each optimizer step: masks
+    are re-applied there.
 
     Raises:
-        BadData: no labels.
+        BadData: no labels, or one that is no class.
         Diverged: the loss or a weight is NaN or infinite.
+        Unsupported: the loss is null and the model is no classifier.
     """
     if dataset.labels is None:
         raise BadData(
             f"{label} needs labels, but the dataset has none", hint="add an array 'labels'"
         )
     started = time.monotonic()
-    module.to(ctx.device).train()
+    fixed = forward.fixed_batch(ctx.source, dataset)
+    if fixed is not None:
+        ctx.note(
+            f"the model runs {fixed} samples at a time and no other number: it was trained in such pieces, "
+            "with BatchNormalization frozen and without dropout"
+        )
+    module.to(ctx.device).train(fixed is None)
     torch.manual_seed(ctx.seed_of(f"{label}/dropout"))
     fitting = loss or classification_loss(ctx.source)
-    run = _Run(module, dataset, fine_tune, ctx, fitting, after_step, label)
+    run = _Run(module, dataset, fine_tune, ctx, fitting, after_step, label, fixed)
     epochs = tuple(run.epoch(index) for index in range(fine_tune.epochs))
     module.eval()
     _check_finite(module, label)
@@ -93,10 +105,11 @@ class _Run:
         loss: losses.Loss,
         after_step: Callable[[], None],
         label: str,
+        fixed: int | None,
     ) -> None:
         self.module, self.dataset, self.ctx = module, dataset, ctx
         self.loss, self.after_step, self.label = loss, after_step, label
-        self.fine_tune = fine_tune
+        self.fine_tune, self.fixed = fine_tune, fixed
         self.step = 0
         self.steps = fine_tune.epochs * math.ceil(dataset.samples / fine_tune.batch_size)
         self.precision = _precision(ctx.device)
@@ -127,7 +140,7 @@ class _Run:
         self._set_learning_rate()
         self.optimizer.zero_grad(set_to_none=True)
         with _autocast(self.ctx.device, self.precision):
-            batch = forward(self.module, self.dataset, indices, self.ctx.device)
+            batch = forward.run(self.module, self.dataset, indices, self.ctx.device, self.fixed)
         value = self.loss(batch)
         self.scaler.scale(value).backward()  # type: ignore[no-untyped-call]
         self.scaler.step(self.optimizer)
@@ -156,8 +169,11 @@ def refresh_batch_norm(
     """Runs training batches through `module` so that its running statistics fit its changed weights.
 
     Weights stay. Up to 200 seeded batches, at the momentum of each layer (NNCF does the same where nothing is
-    fine-tuned). Needs no labels. Answers the number of batches. Leaves the module in evaluation mode.
+    fine-tuned). Needs no labels. Leaves the module in evaluation mode. Answers the number of batches: none where the
+    model can run one fixed batch only.
     """
+    if forward.fixed_batch(ctx.source, dataset) is not None:
+        return 0
     module.to(ctx.device).train()
     torch.manual_seed(ctx.seed_of("refresh/dropout"))
     order = ctx.random("refresh").permutation(dataset.samples)
@@ -165,21 +181,9 @@ def refresh_batch_norm(
     done = [batches[index % len(batches)] for index in range(_REFRESH_BATCHES)]
     with torch.no_grad():
         for indices in done:
-            forward(module, dataset, indices, ctx.device)
+            forward.run(module, dataset, indices, ctx.device)
     module.eval()
     return len(done)
-
-
-def forward(
-    module: nn.Module, dataset: data.Dataset, indices: NDArray[np.int64], device: torch.device
-) -> losses.Batch:
-    """Runs samples `indices` through `module`, which takes the inputs in order and answers a tuple."""
-    feeds = dataset.batch(indices)
-    inputs = tuple(torch.from_numpy(feeds[name]).to(device) for name in dataset.input_names)
-    labels = None
-    if dataset.labels is not None:
-        labels = torch.from_numpy(dataset.labels[indices]).to(device)
-    return losses.Batch(inputs=inputs, outputs=module(*inputs), labels=labels)
 
 
 def _cosine(done: float) -> float:

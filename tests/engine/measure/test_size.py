@@ -131,3 +131,23 @@ def test_weights_in_a_second_file_are_counted(tmp_path: Path) -> None:
     got = size.measure(tmp_path / "b.onnx", graph)
     assert got.file_bytes == sum((tmp_path / n).stat().st_size for n in ("b.onnx", "b.onnx.data"))
     assert got.file_bytes > 4 * 64 * 32
+
+
+def test_int4_weights_are_parameters_of_4_bits(tmp_path: Path) -> None:
+    weight = helper.make_tensor("q", TensorProto.INT4, [4, 2], [0, 1, 2, 3, -8, 7, 0, 0])
+    nodes = [
+        helper.make_node("DequantizeLinear", ["q", "s"], ["w"], name="dq", axis=1),
+        helper.make_node("MatMul", ["x", "w"], ["y"], name="mm"),
+    ]
+    infos = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", k])
+        for n, k in (("x", 4), ("y", 2))
+    ]
+    scale = numpy_helper.from_array(np.ones(2, np.float32), "s")
+    graph = helper.make_graph(nodes, "net", infos[:1], infos[1:], [weight, scale])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])
+    model.ir_version = 10
+    onnx.save(model, tmp_path / "a.onnx")
+    got = size.measure(tmp_path / "a.onnx", formats.load(tmp_path / "a.onnx"))
+    assert (got.parameters, got.nonzero_parameters, got.bits_per_parameter) == (8, 5, 4.0)
+    assert got.theoretical_bytes == 3

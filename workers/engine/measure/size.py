@@ -101,11 +101,11 @@ def _integer_use(value: ir.Value) -> tuple[ir.Node, int] | None:
 
 
 def _integer_weight(tensor: ir.TensorProtocol, node: ir.Node, slot: int) -> Weight:
-    elements = tensor.numpy().astype(np.int32)
-    zero: NDArray[np.int32] = np.zeros((), np.int32)
+    elements = _plain(tensor.numpy())
+    zero: NDArray[np.generic] = np.zeros((), elements.dtype)
     operand = node.inputs[slot] if len(node.inputs) > slot else None
     if operand is not None and operand.const_value is not None:
-        zero = operand.const_value.numpy().astype(np.int32)
+        zero = _plain(operand.const_value.numpy())
     if zero.size == 1:
         zero = zero.reshape(())
     elif zero.ndim == 1:
@@ -114,7 +114,12 @@ def _integer_weight(tensor: ir.TensorProtocol, node: ir.Node, slot: int) -> Weig
     return Weight(elements, nonzeros, tensor.dtype.bitwidth)
 
 
-def _along(zero: NDArray[np.int32], shape: tuple[int, ...], node: ir.Node) -> NDArray[np.int32]:
+def _plain(elements: NDArray[np.generic]) -> NDArray[np.generic]:
+    """4- and 2-bit integers, which numpy knows only as an extension, as int8."""
+    return elements if elements.dtype.kind in "iu" else elements.astype(np.int8)
+
+
+def _along(zero: NDArray[np.generic], shape: tuple[int, ...], node: ir.Node) -> NDArray[np.generic]:
     """Zero points of each channel, shaped to broadcast over the weight."""
     by_type = {"MatMulInteger": len(shape) - 1, "QLinearMatMul": len(shape) - 1}
     axis = by_type.get(node.op_type, 0)
