@@ -29,8 +29,7 @@ ARG PIP_EXTRA_INDEX_URL
 RUN --mount=type=cache,target=/root/.cache/pip pip install -c constraints.txt '.[worker]'
 
 FROM python AS runtime
-ENV MODELPRESS_HOME=/var/lib/modelpress \
-    MODELPRESS_LOG_JSON=true
+ENV MODELPRESS_HOME=/var/lib/modelpress
 RUN useradd --uid 10001 --user-group --home-dir /var/lib/modelpress --create-home modelpress \
     && chmod 0700 /var/lib/modelpress
 USER modelpress

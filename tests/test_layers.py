@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 import tomllib
-from importlib import metadata
 from pathlib import Path
 
 import pytest
-from packaging.requirements import Requirement
 
 from modelpress.spec import recipe
 from tests import servers
@@ -53,36 +50,6 @@ def test_process_of_the_service_never_loads_the_engine(module: str) -> None:
 )
 def test_client_never_loads_a_package_of_the_server(module: str) -> None:
     assert not loaded_by(module) & {*SERVER_ONLY, *ENGINE_ONLY, "app", "workers"}
-
-
-def test_client_runs_where_only_the_base_install_is() -> None:
-    """Packages that other extras bring are made unimportable, as on a machine that has just the client."""
-    base = _closure(PROJECT["project"]["dependencies"]) | {"modelpress"}
-    absent = {
-        name
-        for name, owners in metadata.packages_distributions().items()
-        if not {_normal(owner) for owner in owners} & base
-    }
-    hide = f"import sys; sys.modules.update(dict.fromkeys({sorted(absent)!r}))"
-    _python(f"{hide}; import modelpress.client, modelpress.cli")
-
-
-def _closure(texts: list[str]) -> set[str]:
-    """The names of the distributions that pip installs here for these requirements, without their extras."""
-    found: set[str] = set()
-    waiting = [Requirement(text) for text in texts]
-    while waiting:
-        wanted = waiting.pop()
-        name = _normal(wanted.name)
-        needed = wanted.marker is None or wanted.marker.evaluate({"extra": ""})
-        if needed and name not in found:
-            found.add(name)
-            waiting += [Requirement(text) for text in metadata.requires(name) or []]
-    return found
-
-
-def _normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def test_spec_loads_nothing_of_the_client() -> None:
