@@ -38,7 +38,7 @@ def _added(tensor):
     return _model([_node("Add", ["x", tensor.name], "y")], weights=[tensor])
 
 
-def _refused(tmp_path, model, error=errors.BadModel, match=""):
+def _refused(tmp_path, model, error=errors.BadModel, match=None):
     path = tmp_path / "model.onnx"
     path.write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
     with pytest.raises(error, match=match) as caught:

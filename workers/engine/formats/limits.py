@@ -29,7 +29,7 @@ MAX_VALUES = 200_000
 MAX_NAME = 256
 MAX_METADATA_BYTES = 2**16
 
-CONVERTED = frozenset({"ai.onnx.ml::ArrayFeatureExtractor", "Upsample", "Scatter", "Constant"})
+CONVERTED = frozenset({"ai.onnx.ml::ArrayFeatureExtractor", "Upsample", "Scatter"})
 """Operators outside the table that loading rewrites to some inside it."""
 
 _NAMED = 20

@@ -20,11 +20,16 @@ Rule = Callable[[Graph, ir.Node], None]
 def upgrade(model: ir.Model, target: int) -> None:
     """Bring the model to the target opset, in place; newer models are left as they are.
 
+    Operators of ai.onnx.ml that have an equal among the standard ones become that.
+
     Raises:
         Unsupported: an old operator has no form in the new opset.
     """
     imports = model.graph.opset_imports
     version, graph = imports.get("", target), Graph(model)
+    for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
+        if node.domain == "ai.onnx.ml" and node.op_type in CONVERSIONS:
+            CONVERSIONS[node.op_type](graph, node)
     for since, kind, rule in RULES:
         if version >= since:
             continue
@@ -57,6 +62,7 @@ def _ints_to_operand(attribute: str, slot: int) -> Rule:
 
 
 def _clip(graph: Graph, node: ir.Node) -> None:
+    """Bounds of infinity in disguise are no bounds."""
     for slot, bound in ((1, "min"), (2, "max")):
         taken = _take(node, bound)
         if taken is not None and abs(taken.as_float()) < np.finfo(np.float32).max:
@@ -99,7 +105,7 @@ def _dropout(graph: Graph, node: ir.Node) -> None:
 
 def _upsample(graph: Graph, node: ir.Node) -> None:
     taken = _take(node, "scales")
-    if taken is not None:
+    if taken is not None and taken.type is ir.AttributeType.FLOATS:
         scales = np.array(taken.as_floats(), np.float32)
         _set_operand(node, 1, graph.add_weight(f"{node.name}_scales", scales))
     node.op_type = "Resize"
@@ -211,6 +217,26 @@ def _grid_sample(graph: Graph, node: ir.Node) -> None:
 def _scatter(graph: Graph, node: ir.Node) -> None:
     node.op_type = "ScatterElements"
 
+
+def _array_feature_extractor(graph: Graph, node: ir.Node) -> None:
+    """Picks columns of the last axis; a vector is one row.
+
+    ArrayFeatureExtractor(x, at)    becomes    Gather(x, Reshape(at, [-1]), axis=-1)
+    """
+    flat = graph.add_weight(f"{node.name}_flat", np.array([-1], np.int64))
+    at = edit.insert_before(graph, node, "Reshape", [node.inputs[1], flat])
+    node.domain, node.op_type = "", "Gather"
+    node.replace_input_with(1, at.outputs[0])
+    _set(node, axis=-1)
+    x = node.inputs[0]
+    if x is None or x.shape is None or len(x.shape) > 1:
+        return
+    y = node.outputs[0]
+    row = graph.add_weight(f"{node.name}_row", np.array([1, -1], np.int64))
+    _redirect(y, edit.insert_after(graph, node, "Reshape", [y, row]))
+
+
+CONVERSIONS: Mapping[str, Rule] = {"ArrayFeatureExtractor": _array_feature_extractor}
 
 _REDUCTIONS = (
     "L1",

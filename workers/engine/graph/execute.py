@@ -71,7 +71,7 @@ class GraphModule(nn.Module):
         self, inputs: Collection[torch.Tensor], names: Collection[str]
     ) -> tuple[tuple[torch.Tensor, ...], program.Values]:
         values = self._feeds(inputs)
-        device = next((x.device for x in inputs if x.device.type != "cpu"), self.device)
+        device = next((x.device for x in inputs if program.is_away(x)), self.device)
         given: program.Values = {**values, **self._constants()}
         machine = program.Machine(
             device, training=self.training, twins=dict(self._twins()), keep=names
@@ -159,8 +159,14 @@ def observe(
         raise BadModel(f"no value for input {', '.join(missing)}")
     module = as_module(graph).eval()
     with torch.no_grad():
-        values = module.values([tensors.borrow(feeds[name]) for name in wanted], names)
+        values = module.values([_tensor(feeds[name]) for name in wanted], names)
     return {name: _array(value) for name, value in values.items()}
+
+
+def _tensor(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_tensor(element) for element in value]
+    return None if value is None else tensors.borrow(value)
 
 
 def _array(value: Any) -> Any:

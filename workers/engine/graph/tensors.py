@@ -36,6 +36,9 @@ FLOATS = frozenset(
     {ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
 )
 
+_EXTENSIONS = ("bfloat16", "float8", "int4", "uint4", "int2", "uint2")
+"""Beginnings of the names of numpy types that only ml_dtypes knows."""
+
 _NARROW = frozenset({ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT2, ir.DataType.UINT2})
 
 
@@ -56,7 +59,7 @@ def dtype_of(data_type: int) -> torch.dtype:
 def borrow(array: np.ndarray | np.generic) -> torch.Tensor:
     """A tensor over the array's own memory; the caller must not write to it."""
     array = np.asarray(array)
-    if array.dtype.kind == "V" or array.dtype.name.startswith(("bfloat16", "float8")):
+    if array.dtype.name.startswith(_EXTENSIONS):
         return _borrow_extension(array)
     if not array.flags.c_contiguous or not array.dtype.isnative:
         array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
@@ -67,6 +70,8 @@ def borrow(array: np.ndarray | np.generic) -> torch.Tensor:
 
 def _borrow_extension(array: np.ndarray) -> torch.Tensor:
     data_type = ir.DataType.from_numpy(array.dtype)
+    if data_type in _NARROW:
+        return borrow(array.astype(np.int8 if dtype_of(data_type) is torch.int8 else np.uint8))
     bits = np.ascontiguousarray(array).view(f"i{array.dtype.itemsize}")
     return borrow(bits).view(TORCH[data_type])
 
@@ -77,11 +82,8 @@ def from_ir(tensor: ir.TensorProtocol) -> torch.Tensor:
     Raises:
         Unsupported: torch has no such element type.
     """
-    target = dtype_of(tensor.dtype)
-    array = tensor.numpy()
-    if tensor.dtype in _NARROW:
-        array = array.astype(np.int8 if target is torch.int8 else np.uint8)
-    return borrow(array)
+    dtype_of(tensor.dtype)
+    return borrow(tensor.numpy())
 
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:

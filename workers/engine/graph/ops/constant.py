@@ -21,6 +21,12 @@ def _home(call: Call, elements: int) -> torch.device:
 
 
 @operator()
+def Constant(*, value: Tensor) -> Tensor:
+    """Only where a graph's output is a constant: all others become initializers at load."""
+    return value
+
+
+@operator()
 def Shape(x: Tensor, *, start: int = 0, end: int | None = None) -> Tensor:
     return torch.tensor(list(x.shape)[start:end], dtype=torch.int64)
 
