@@ -6,6 +6,7 @@ import base64
 import binascii
 import re
 from collections.abc import Mapping
+from datetime import UTC
 from email.utils import format_datetime
 
 from starlette.datastructures import Headers
@@ -130,7 +131,7 @@ def answer(upload: Upload) -> dict[str, str]:
         "Cache-Control": "no-store",
     }
     if upload.state == "in_progress":
-        headers["Upload-Expires"] = format_datetime(upload.expires_at, usegmt=True)
+        headers["Upload-Expires"] = format_datetime(upload.expires_at.astimezone(UTC), usegmt=True)
     return headers
 
 

@@ -33,12 +33,15 @@ class Api:
 
 @pytest.fixture
 def serve() -> Iterator[Callable[[], str]]:
-    """Serves the API with the settings that `configure` gave; answers its URL."""
+    """Serves the API with the settings that `configure` gave; answers its URL.
+
+    The application is the one that was made at import: making a new one, and its routes, takes half a second.
+    """
     running: list[tuple[uvicorn.Server, threading.Thread]] = []
 
     def start() -> str:
         listener = socket.create_server(("127.0.0.1", 0))
-        config = uvicorn.Config(main.create_app(), log_config=None, timeout_graceful_shutdown=2)
+        config = uvicorn.Config(main.app, log_config=None, timeout_graceful_shutdown=2)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
@@ -69,9 +72,22 @@ def new_project(name: str, *, admin: bool = False) -> tuple[str, str]:
 
 
 @pytest.fixture
-def api(configure: Callable[..., None], serve: Callable[[], str], sqlite_database_url: str) -> Api:
+def api(configure: Callable[..., None], sqlite_database_url: str, serve: Callable[[], str]) -> Api:
     """The API over a fresh SQLite database and directory."""
     configure(database_url=sqlite_database_url)
+    return Api(serve(), *new_project("ours"))
+
+
+@pytest.fixture(params=["embedded", "deployed"])
+def any_api(request: pytest.FixtureRequest, configure: Callable[..., None]) -> Api:
+    """The API over SQLite and a directory, and over Postgres and a bucket."""
+    if request.param == "embedded":
+        configure(database_url=request.getfixturevalue("sqlite_database_url"))
+    else:
+        bucket: servers.S3 = request.getfixturevalue("s3")
+        url = request.getfixturevalue("postgres_database_url")
+        configure(database_url=url, **bucket.settings)
+    serve = request.getfixturevalue("serve")  # after the database, so that it ends before
     return Api(serve(), *new_project("ours"))
 
 
@@ -79,4 +95,11 @@ def api(configure: Callable[..., None], serve: Callable[[], str], sqlite_databas
 def client(api: Api) -> Iterator[httpx.Client]:
     """A client of `api`, with the project's key."""
     with api.client() as client:
+        yield client
+
+
+@pytest.fixture
+def any_client(any_api: Api) -> Iterator[httpx.Client]:
+    """A client of `any_api`, with the project's key."""
+    with any_api.client() as client:
         yield client
