@@ -215,13 +215,13 @@ def program(machine: Machine, pid: int, *, gpu: bool) -> list[Instruction]:
 
     `gpu`: drivers talk to their devices by ioctls of their own and may share memory by descriptor; both then pass.
     """
-    judged = _judged(pid, gpu)
+    by_argument = judged(pid, gpu=gpu)
     body = [*_guard(machine)]
     for name, numbers in CALLS.items():
         number = numbers[machine.column]
         if number is None or (gpu and name == "memfd_create"):
             continue
-        verdict = judged.get(name) or [_answer(_refusal(name))]
+        verdict = by_argument.get(name) or [_answer(_refusal(name))]
         body += [_skip_unless_equal(number, len(verdict)), *verdict]
     return [*body, _answer(ALLOW)]
 
@@ -245,7 +245,7 @@ def _refusal(name: str) -> int:
     return refuse(errno.EACCES if name in _NETWORK else errno.EPERM)
 
 
-def _judged(pid: int, gpu: bool) -> dict[str, list[Instruction]]:
+def judged(pid: int, *, gpu: bool) -> dict[str, list[Instruction]]:
     """Verdicts that depend on an argument, by the name of the call."""
     only_itself = _allow_if(0, (0, pid))
     return {
