@@ -19,6 +19,7 @@ class Builder:
         self._names = {v.name for v in graph.inputs} | set(graph.initializers)
         self._names |= {v.name for node in graph.nodes for v in node.outputs}
         self._names |= {node.name for node in graph.nodes}
+        self._zeros: dict[tuple[tuple[int, ...], str], ir.Value] = {}
 
     def fresh(self, wanted: str) -> str:
         """The wanted name, or with the first number that makes it unique."""
@@ -31,6 +32,14 @@ class Builder:
     def constant(self, wanted: str, array: npt.NDArray[np.generic]) -> ir.Value:
         """A new initializer."""
         return self.graph.add_weight(self.fresh(wanted), array)
+
+    def zeros(self, shape: tuple[int, ...], dtype: type[np.integer]) -> ir.Value:
+        """Zero points of this shape, stored once for all who need them."""
+        key = (shape, np.dtype(dtype).name)
+        if key not in self._zeros:
+            name = "_".join(["zeros", key[1], *map(str, shape)])
+            self._zeros[key] = self.constant(name, np.zeros(shape, dtype))
+        return self._zeros[key]
 
     def node(
         self,

@@ -44,7 +44,7 @@ class Weights:
             self._stored[key] = (
                 constant(f"{name}_int8", codes.codes),
                 constant(f"{name}_scale", codes.scale),
-                constant(f"{name}_zero", np.zeros(codes.scale.shape, np.int8)),
+                self._builder.zeros(codes.scale.shape, np.int8),
             )
         return self._stored[key]
 
@@ -58,7 +58,7 @@ class Weights:
         codes, units = _affine.bias_codes(self._bias(target), input_scale, weight_scale)
         constant, name = self._builder.constant, target.bias.name
         stored = constant(f"{name}_int32", codes)
-        zero = constant(f"{name}_zero", np.zeros(units.shape, np.int32))
+        zero = self._builder.zeros(units.shape, np.int32)
         self._attach(target, 2, stored, constant(f"{name}_scale", units), zero, 0)
 
     def _attach(

@@ -1,0 +1,124 @@
+"""Every step on every tiny net: what any step must keep, whatever it does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from modelpress.spec.recipe import STEPS
+from modelpress.spec.step import FineTune, Step
+from tests.engine import jobs, nets
+from workers.engine import formats, passes
+from workers.engine.context import Context
+from workers.engine.graph import Graph, execute, verify
+
+VARIANTS: dict[str, Step] = {
+    "prune.magnitude": STEPS["prune.magnitude"](sparsity=0.5),
+    "prune.magnitude/layer": STEPS["prune.magnitude"](sparsity=0.5, scope="layer"),
+    "prune.magnitude/fine-tuned": STEPS["prune.magnitude"](
+        sparsity=0.6, rounds=2, fine_tune=FineTune(epochs=1, batch_size=16)
+    ),
+    "quantize.int8": STEPS["quantize.int8"](samples=32),
+    "quantize.int8/percentile": STEPS["quantize.int8"](samples=32, calibration="percentile"),
+    "quantize.int8/per-tensor": STEPS["quantize.int8"](samples=32, per_channel=False),
+    "quantize.int8/dynamic": STEPS["quantize.int8"](mode="dynamic"),
+}
+
+CASES = [
+    (variant, net)
+    for variant, step in VARIANTS.items()
+    for net in (nets.CLASSIFIERS if step.needs_labels else nets.NETS)
+]
+TOLERANCE = 1e-4
+"""Of the largest output. Where a value may round to another code, outputs may differ by that code: RARE of them."""
+RARE = 0.05
+
+
+def test_every_step_has_a_variant_here():
+    assert {name.split("/")[0] for name in VARIANTS} == set(STEPS)
+
+
+@pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
+def case(request, tmp_path):
+    variant, net = request.param
+    step = VARIANTS[variant]
+    model, graph = jobs.load(net, tmp_path)
+    train = jobs.dataset_of(model) if step.needs_data else None
+    return step, model, graph, jobs.context_of(graph, tmp_path, train)
+
+
+def exported(graph: Graph, path: Path) -> bytes:
+    formats.save(graph, path)
+    return path.read_bytes()
+
+
+def signature(model: onnx.ModelProto) -> list[tuple[str, int, list[int | str]]]:
+    return [
+        (
+            v.name,
+            v.type.tensor_type.elem_type,
+            [d.dim_value or d.dim_param for d in v.type.tensor_type.shape.dim],
+        )
+        for v in (*model.graph.input, *model.graph.output)
+    ]
+
+
+def test_conformance(case, tmp_path):
+    step, model, graph, ctx = case
+    source = graph.clone()
+    result = passes.apply(graph, step, ctx)
+    verify.verify(result)
+    data = exported(result, tmp_path / "result.onnx")
+    check_signature(model, data)
+    check_agrees_with_onnx_runtime(result, data, model)
+    check_coverage(ctx)
+    check_effect(step, source, data)
+    check_repeatable(step, source, ctx, data, tmp_path)
+
+
+def check_signature(model: onnx.ModelProto, data: bytes) -> None:
+    assert signature(onnx.load_from_string(data)) == signature(model)
+
+
+def check_agrees_with_onnx_runtime(graph: Graph, data: bytes, model: onnx.ModelProto) -> None:
+    session = onnxruntime.InferenceSession(data)
+    for batch in (5, 1):
+        feeds = nets.feeds(model, batch, seed=3)
+        ours = execute.run(graph, feeds)["logits"]
+        theirs = session.run(["logits"], feeds)[0]
+        assert theirs.shape == ours.shape
+        off = np.abs(ours - theirs) > TOLERANCE * max(1.0, np.abs(ours).max())
+        assert off.mean() <= (RARE if b"QuantizeLinear" in data else 0)
+
+
+def check_coverage(ctx: Context) -> None:
+    assert ctx.coverage.touched
+    assert all(skipped.reason for skipped in ctx.coverage.skipped)
+    names = [touched.layer for touched in ctx.coverage.touched]
+    assert len(names) == len(set(names))
+
+
+def check_effect(step: Step, source: Graph, data: bytes) -> None:
+    """What the step promises is there, measured on the file."""
+    after = onnx.load_from_string(data)
+    weights = {w.name: onnx.numpy_helper.to_array(w) for w in after.graph.initializer}
+    if step.kind == "prune.magnitude":
+        layers = [weights[name] for name in weights if name.startswith("weight")]
+        zeros = sum(int((w == 0).sum()) for w in layers)
+        assert zeros == pytest.approx(step.sparsity * sum(w.size for w in layers), abs=len(layers))
+    else:
+        floats = sum(array.nbytes for array in source.parameters().values())
+        stored = sum(w.nbytes for name, w in weights.items() if w.dtype == np.int8)
+        assert stored
+        assert sum(w.nbytes for w in weights.values()) < 0.75 * floats
+
+
+def check_repeatable(step: Step, source: Graph, ctx: Context, data: bytes, tmp_path: Path) -> None:
+    again = jobs.context_of(source, tmp_path, ctx.train)
+    result = passes.apply(source.clone(), step, again)
+    assert exported(result, tmp_path / "again.onnx") == data
+    assert again.coverage == ctx.coverage
