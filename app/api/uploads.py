@@ -163,7 +163,12 @@ def remove_upload(upload_id: UploadId, session: Db, me: Me) -> Response:
     return Response(status_code=204, headers={"Tus-Resumable": tus.VERSION})
 
 
-@router.post("/{upload_id}", status_code=204, openapi_extra=_PART)
+@router.post(
+    "/{upload_id}",
+    status_code=204,
+    openapi_extra=_PART,
+    responses={204: {"description": f"Done; {_IN_PROGRESS}"}},
+)
 async def override_method(
     request: Request,
     me: Me,
