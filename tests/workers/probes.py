@@ -172,6 +172,21 @@ def lists_network_interfaces(scene):
 
 
 @probe()
+def reads_the_mounts_of_the_machine(scene):
+    return Path("/proc/self/mountinfo").read_text()[:20]
+
+
+@probe()
+def reads_the_connections_of_the_machine(scene):
+    return Path("/proc/self/net/tcp").read_text()[:20]
+
+
+@probe()
+def reads_the_connections_through_a_thread(scene):
+    return Path("/proc/thread-self/net/tcp").read_text()[:20]
+
+
+@probe()
 def opens_a_file_by_handle(scene):
     handle = struct.pack("=Ii128s", 128, 0, b"")
     mount = ctypes.c_int()
@@ -522,6 +537,24 @@ def has_the_kernel_signal_another(scene):
     fcntl.fcntl(reader, 10, signal.SIGCONT)
     fcntl.fcntl(reader, fcntl.F_SETFL, os.O_ASYNC)
     return os.write(writer, b"x")
+
+
+@probe()
+def watches_a_folder_the_old_way(scene):
+    import fcntl
+
+    handle = os.open(Path(scene["jobdir"], "input"), os.O_RDONLY)
+    fcntl.fcntl(handle, fcntl.F_NOTIFY, fcntl.DN_CREATE)
+    return "watching"
+
+
+@probe()
+def delays_those_who_open_a_file(scene):
+    import fcntl
+
+    handle = os.open(Path(scene["jobdir"], "input", "model.onnx"), os.O_RDONLY)
+    fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    return "leased"
 
 
 @probe()

@@ -178,8 +178,9 @@ _ABSENT = ("clone3", "io_uring_setup", "io_uring_enter", "io_uring_register", "i
 _NETWORK = ("socket", "socketpair", "bind", "connect", "listen")
 
 _CLONE_THREAD = 0x0001_0000
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
-_F_SETOWN, _F_SETSIG, _F_SETOWN_EX = 8, 10, 15
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SCHED_CORE = 1, 4, 62
+# duplicating, flags, locks, size of a pipe, seals; not owners (who get signals), leases, or watching directories
+_HARMLESS_FCNTLS = (0, 1, 2, 3, 4, 5, 6, 7, 36, 37, 38, 1030, 1032, 1033, 1034)
 # close-on-exec on and off, non-blocking, bytes waiting, "is it a terminal", its size
 _HARMLESS_IOCTLS = (0x5451, 0x5450, 0x5421, 0x541B, 0x5401, 0x5413)
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
@@ -256,8 +257,8 @@ def judged(pid: int, *, gpu: bool) -> dict[str, list[Instruction]]:
             only_itself,
         ),
         "prlimit64": only_itself,
-        "prctl": _refuse_if(0, (_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE)),
-        "fcntl": _refuse_if(1, (_F_SETOWN, _F_SETSIG, _F_SETOWN_EX)),
+        "prctl": _refuse_if(0, (_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SCHED_CORE)),
+        "fcntl": _allow_if(1, _HARMLESS_FCNTLS),
         "ioctl": _refuse_if(1, (_TIOCSTI, _TIOCLINUX))
         if gpu
         else _allow_if(1, _HARMLESS_IOCTLS, errno.ENOTTY),

@@ -22,7 +22,6 @@ EXIT_ORPHANED = 98  # the worker died in the meantime
 _MACHINE = (
     "/proc/cpuinfo",
     "/proc/meminfo",
-    "/proc/stat",
     "/proc/sys/vm/overcommit_memory",
     "/sys/devices/system/cpu",
     "/sys/devices/system/node",
@@ -30,6 +29,9 @@ _MACHINE = (
     "/dev/random",
     "/dev/urandom",
 )
+
+# What a process may know of itself; the rest of /proc/<pid> tells of the network and the mounts of the machine.
+_ITSELF = ("stat", "statm", "status", "maps", "smaps_rollup", "limits", "cmdline", "comm", "fd")
 
 
 def main(arguments: list[str]) -> None:
@@ -68,10 +70,11 @@ def confine(policy: Policy) -> None:
 
 
 def _rules(policy: Policy) -> list[tuple[str, landlock.Access]]:
-    itself = _own_proc(policy.gpu)
+    itself = f"/proc/{os.getpid()}"
+    _pin(itself, *((f"{itself}/task",) if policy.gpu else ()), *_own(itself))
     return [
         *((path, landlock.LIST) for path in policy.listed),
-        *((path, landlock.READ) for path in (*policy.read, *_MACHINE, itself)),
+        *((path, landlock.READ) for path in (*policy.read, *_MACHINE, *_own(itself))),
         *((path, landlock.EXECUTE) for path in policy.execute),
         *((path, landlock.WRITE) for path in policy.write),
         ("/dev/null", landlock.DEVICE),
@@ -79,20 +82,22 @@ def _rules(policy: Policy) -> list[tuple[str, landlock.Access]]:
     ]
 
 
-def _own_proc(gpu: bool) -> str:
-    """The only process that the child sees: itself.
+def _own(itself: str) -> list[str]:
+    return [f"{itself}/{name}" for name in _ITSELF]
 
-    A rule binds to an inode, but procfs makes new inodes once the old are reclaimed. Handles kept open across exec
-    pin them; being O_PATH they give no rights of their own.
+
+def _pin(*paths: str) -> None:
+    """Keeps rules on procfs true.
+
+    A rule binds to an inode, but procfs makes new inodes once the old are reclaimed. Handles that stay open across
+    exec keep them; being O_PATH they give no rights of their own.
     """
-    itself = f"/proc/{os.getpid()}"
-    for path in (itself, f"{itself}/task") if gpu else (itself,):
-        os.set_inheritable(os.open(path, os.O_PATH | os.O_DIRECTORY), True)
-    return itself
+    for path in paths:
+        os.set_inheritable(os.open(path, os.O_PATH), True)
 
 
 def _gpu_rules(itself: str) -> list[tuple[str, landlock.Access]]:
-    """NVIDIA's device nodes, and what its driver reads.
+    """NVIDIA's device nodes, and what its driver reads. Written from reports of others, tried on no device yet.
 
     From version 570 on cuInit also writes /proc/<pid>/task/<tid>/comm, and fails with error 304 where it can't
     (https://github.com/NVIDIA/OpenShell/issues/710).

@@ -29,7 +29,7 @@ EXIT_REFUSED, EXIT_ORPHANED = trampoline.EXIT_REFUSED, trampoline.EXIT_ORPHANED
 TICK_S = 0.2
 _ASKED_FIRST = frozenset({"cancelled", "drained"})  # SIGTERM and a grace before SIGKILL
 _MAX_OPEN_FILES = 1024
-_STACK_BYTES = 8 << 20  # of a thread, as glibc reserves it
+_RESERVED_BYTES, _RESERVED_PER_CORE_BYTES = 1 << 30, 32 << 20  # by stacks and heaps, never used
 
 
 class SandboxMissing(Exception):
@@ -161,19 +161,21 @@ def _policy(program: str, jobdir: Path, bounds: Bounds) -> Policy:
 def _limits(bounds: Bounds) -> dict[str, int]:
     """What the kernel holds by itself, as a second line behind the watchdog and between its looks.
 
-    DATA makes an allocation fail that would go over the memory bound, which a program can report; CUDA reserves
-    far more than it uses, so children with a GPU go without. NPROC counts all threads of this user.
+    DATA makes an allocation fail that goes far over the memory bound, which a program can report; CUDA reserves
+    more than it uses, so children with a GPU go without. NPROC counts all threads of this user.
     """
+    cores = os.cpu_count() or 1
     limits = {
         "CORE": 0,
-        "CPU": int(bounds.wall_s * (os.cpu_count() or 1)) + 60,
+        "CPU": int(bounds.wall_s * cores) + 60,
         "FSIZE": bounds.disk_bytes + (1 << 20),
         "MSGQUEUE": 0,
         "NOFILE": _MAX_OPEN_FILES,
         "NPROC": _threads_of_user() + 4 * bounds.threads,
     }
     if not bounds.gpu:
-        limits["DATA"] = bounds.memory_bytes + bounds.threads * _STACK_BYTES
+        reserved_bytes = _RESERVED_BYTES + cores * _RESERVED_PER_CORE_BYTES
+        limits["DATA"] = bounds.memory_bytes + reserved_bytes
         limits["MEMLOCK"] = 1 << 16
     return limits
 
