@@ -84,11 +84,15 @@ def _variable(name: str, field: FieldInfo) -> str:
 def endpoints() -> str:
     """Every endpoint, in the order of the API."""
     rows = [
-        (f"`{method.upper()} {path}`", _cell(operation.get("summary", "")))
+        (f"`{method.upper()} {path}`", _first_sentence(operation["description"]))
         for path, operations in main.create_app().openapi()["paths"].items()
         for method, operation in operations.items()
     ]
     return _table(("Endpoint", "What it does"), rows)
+
+
+def _first_sentence(text: str) -> str:
+    return re.split(r"(?<=\.)\s+(?=[A-Z])", _cell(text))[0]
 
 
 def commands() -> str:
