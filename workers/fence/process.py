@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import resource
@@ -15,7 +14,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 _CAPABILITY_VERSION_3 = 0x2008_0522
 _CAP_DAC_READ_SEARCH = 2
-_OOM_SCORE = "900"  # of 1000
+_OOM_SCORE = 900  # of 1000
 
 
 class Orphaned(Exception):
@@ -53,9 +52,15 @@ def limit(limits: dict[str, int]) -> None:
 
 
 def volunteer_for_oom() -> None:
-    """Has a machine short of memory kill this process rather than the worker."""
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write(_OOM_SCORE)
+    """Has a machine short of memory kill this process rather than the worker.
+
+    Only ever raises the score: containers may start at 1000, and lowering it is a privilege.
+    """
+    with open("/proc/self/oom_score_adj") as file:
+        score = int(file.read())
+    if score < _OOM_SCORE:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write(str(_OOM_SCORE))
 
 
 def drop_capabilities() -> None:

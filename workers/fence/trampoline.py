@@ -6,7 +6,6 @@ package runs before the fence stands.
 
 from __future__ import annotations
 
-import glob
 import os
 import sys
 
@@ -102,7 +101,7 @@ def _gpu_rules(itself: str) -> list[tuple[str, landlock.Access]]:
     From version 570 on cuInit also writes /proc/<pid>/task/<tid>/comm, and fails with error 304 where it can't
     (https://github.com/NVIDIA/OpenShell/issues/710).
     """
-    nodes = glob.glob("/dev/nvidia*")
+    nodes = [f"/dev/{name}" for name in os.listdir("/dev") if name.startswith("nvidia")]
     read = ("/proc/driver/nvidia", "/proc/modules", "/proc/devices", "/sys/bus/pci", "/sys/devices")
     return [
         *((path, landlock.DEVICE | landlock.LIST) for path in nodes),
