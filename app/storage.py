@@ -92,6 +92,7 @@ class Store:
         """Puts an object at a new path: a hard link where the store is on the same disk, else a copy.
 
         Raises:
+            FileExistsError: there is something at the path.
             Damaged: `sha256` was given and the object's bytes have another.
         """
         with _translated(key):
@@ -266,6 +267,8 @@ def _translated(key: str) -> Iterator[None]:
         yield
     except FileNotFoundError as e:
         raise errors.NotFound(f"the store has no {key!r}") from e
+    except FileExistsError:
+        raise
     except (BaseError, OSError) as e:
         if "No space left" in str(e) or "StorageFull" in str(e):
             raise errors.StorageFull("the store has no room left") from e

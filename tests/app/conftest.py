@@ -72,6 +72,14 @@ def new_project(name: str, *, admin: bool = False) -> tuple[str, str]:
 
 
 @pytest.fixture
+def project_id(configure: Callable[..., None], database_url: str) -> str:
+    """A project in a fresh database, on SQLite and on Postgres."""
+    configure(database_url=database_url)
+    with db.transaction() as session:
+        return accounts.create_project(session, "ours").id
+
+
+@pytest.fixture
 def api(configure: Callable[..., None], sqlite_database_url: str, serve: Callable[[], str]) -> Api:
     """The API over a fresh SQLite database and directory."""
     configure(database_url=sqlite_database_url)

@@ -1,0 +1,171 @@
+"""Models and datasets: made of uploads, listed in pages, opened or rejected by their inspection."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+from sqlalchemy import select
+
+from app import accounts, catalogue, db, errors, ids, tables
+from app.tables import Dataset, Job, Model
+from modelpress.spec.inspection import ModelInspection, TensorInfo
+from modelpress.spec.state import Failure
+
+INSPECTION = ModelInspection(
+    format="onnx",
+    opset=20,
+    inputs=(TensorInfo(name="x", dtype="float32", shape=("n", 4)),),
+    outputs=(TensorInfo(name="y", dtype="float32", shape=("n", 2)),),
+    parameters=8,
+    macs=8,
+    operators={"MatMul": 1},
+)
+FAILURE = Failure(**{"class": "unsupported"}, code="unsupported", message="Loop is not supported")
+
+
+def _model(project_id: str, name: str = "net") -> Model:
+    return Model(
+        id=ids.new("mdl"),
+        project_id=project_id,
+        name=name,
+        filename="net.onnx",
+        sha256="0" * 64,
+        size_bytes=1,
+    )
+
+
+@pytest.mark.parametrize("kind", ["models", "datasets"])
+def test_new_entry_is_looked_into(any_client: httpx.Client, kind: str) -> None:
+    upload = any_client.post("/v1/uploads?filename=f.bin", content=b"bytes").json()["id"]
+
+    response = any_client.post(f"/v1/{kind}", json={"upload": upload})
+
+    entry = response.json()
+    assert response.status_code == 201
+    assert (entry["state"], entry["name"]) == ("inspecting", "f.bin")
+    jobs = any_client.get(f"/v1/jobs?kind=inspect_{kind[:-1]}").json()["items"]
+    assert [(job["queue"], job["state"]) for job in jobs] == [("ingest", "queued")]
+
+
+def test_entry_and_its_inspection_are_one_transaction(
+    any_client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise errors.TooMany("no more")
+
+    upload = any_client.post("/v1/uploads", content=b"bytes").json()["id"]
+    with monkeypatch.context() as patched:
+        patched.setattr("app.jobs.enqueue", refuse)
+        refused = any_client.post("/v1/models", json={"upload": upload})
+
+    assert refused.status_code == 429
+    assert any_client.get("/v1/models").json()["items"] == []
+    assert any_client.get(f"/v1/uploads/{upload}").json()["state"] == "completed"
+    assert any_client.post("/v1/models", json={"upload": upload}).status_code == 201
+
+
+def test_inspection_opens_a_model(project_id: str) -> None:
+    with db.transaction() as session:
+        model = _model(project_id)
+        session.add(model)
+        session.flush()
+        catalogue.record_inspection(session, catalogue.inspection(model), INSPECTION)
+    with db.transaction() as session:
+        found = catalogue.get(session, Model, project_id, model.id)
+
+    assert found.state == "ready"
+    assert ModelInspection.model_validate(found.inspection) == INSPECTION
+
+
+def test_failed_inspection_rejects_a_model_with_the_reason(project_id: str) -> None:
+    with db.transaction() as session:
+        model = _model(project_id)
+        session.add(model)
+        session.flush()
+        catalogue.record_inspection(session, catalogue.inspection(model), FAILURE)
+    with db.transaction() as session:
+        found = catalogue.get(session, Model, project_id, model.id)
+
+    assert found.state == "rejected"
+    assert Failure.model_validate(found.failure) == FAILURE
+
+
+def test_rejected_model_shows_its_failure(client: httpx.Client) -> None:
+    upload = client.post("/v1/uploads", content=b"bytes").json()["id"]
+    model_id = client.post("/v1/models", json={"upload": upload}).json()["id"]
+    with db.transaction() as session:
+        job = session.scalars(select(Job).where(Job.model_id == model_id)).one()
+        catalogue.record_inspection(session, job, FAILURE)
+
+    shown = client.get(f"/v1/models/{model_id}").json()
+
+    assert shown["failure"]["class"] == "unsupported"
+    assert client.get("/v1/models?state=rejected").json()["items"] == [shown]
+    assert client.get("/v1/models?state=ready").json()["items"] == []
+
+
+def test_pages_hold_everything_once_and_the_newest_first(project_id: str) -> None:
+    with db.transaction() as session:
+        models = [_model(project_id, str(number)) for number in range(5)]
+        for model in models:
+            session.add(model)
+    with db.transaction() as session:
+        seen, cursor = [], ""
+        while rows := catalogue.page(session, Model, project_id, cursor=cursor, limit=2):
+            seen += [row.id for row in rows]
+            cursor = rows[-1].id
+
+    assert seen == sorted((model.id for model in models), reverse=True)
+
+
+def test_pages_are_linked_by_cursors(client: httpx.Client) -> None:
+    made = []
+    for number in range(3):
+        upload = client.post("/v1/uploads", content=b"%d" % number).json()["id"]
+        made.append(client.post("/v1/datasets", json={"upload": upload}).json()["id"])
+
+    first = client.get("/v1/datasets?limit=2").json()
+    second = client.get("/v1/datasets", params={"limit": 2, "cursor": first["next_cursor"]}).json()
+
+    assert [item["id"] for item in first["items"] + second["items"]] == made[::-1]
+    assert second["next_cursor"] is None
+
+
+def test_entry_of_another_project_is_not_found(project_id: str) -> None:
+    with db.transaction() as session:
+        other = accounts.create_project(session, "theirs")
+        model = _model(other.id)
+        session.add(model)
+        session.flush()
+
+        with pytest.raises(errors.NotFound):
+            catalogue.get(session, Model, project_id, model.id)
+        with pytest.raises(errors.NotFound):
+            catalogue.get(session, Dataset, other.id, model.id)
+        assert catalogue.page(session, Model, project_id) == []
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [({}, "/upload"), ({"upload": "u", "extra": 1}, "/extra"), ({"upload": 5}, "/upload")],
+)
+def test_malformed_request_is_refused_with_a_pointer(
+    client: httpx.Client, body: dict[str, object], pointer: str
+) -> None:
+    refused = client.post("/v1/models", json=body)
+
+    assert refused.status_code == 422
+    assert [problem["pointer"] for problem in refused.json()["problems"]] == [pointer]
+
+
+def test_equal_files_of_a_project_are_stored_once(client: httpx.Client) -> None:
+    for _ in range(2):
+        upload = client.post("/v1/uploads", content=b"same").json()["id"]
+        assert client.post("/v1/models", json={"upload": upload}).status_code == 201
+
+    with db.transaction() as session:
+        assert len(session.scalars(select(tables.Model)).all()) == 2
+    assert all(
+        client.get(f"/v1/models/{item['id']}/content").content == b"same"
+        for item in client.get("/v1/models").json()["items"]
+    )
