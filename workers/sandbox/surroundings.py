@@ -59,6 +59,7 @@ def environment(home: Path) -> dict[str, str]:
         **{name: os.environ[name] for name in _KEPT if name in os.environ},
         "HOME": str(home),
         "LANG": "C.UTF-8",
+        "ORT_DISABLE_TELEMETRY": "1",
         "PATH": "/usr/bin:/bin",
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONFAULTHANDLER": "1",
