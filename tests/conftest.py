@@ -87,6 +87,13 @@ def postgres_database_url(_postgres_template: str) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="module")
+def shared_postgres_url(_postgres_template: str) -> Iterator[str]:
+    """The URL of a Postgres database with all tables, which the tests of a module share."""
+    with _postgres_database(_postgres_template, TEMPLATE) as url:
+        yield url
+
+
 @pytest.fixture
 def configure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., None]]:
     """Gives this process settings by field name: `configure(database_url=..., lease_s=2)`; undone after the test.
