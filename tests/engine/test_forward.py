@@ -78,5 +78,5 @@ def test_a_model_of_fixed_batch_is_trained_and_says_so(tmp_path: Path) -> None:
     log = train.fit(module, samples(), FineTune(epochs=10, learning_rate=0.01), ctx)
     assert log.losses[-1] < 0.8 * log.losses[0]
     assert all(torch.equal(before[name], value) for name, value in module.statistics.items())
-    assert "1 samples at a time" in ctx.coverage.notes[0]
+    assert "batches of 1 and no other" in ctx.coverage.notes[0]
     assert train.refresh_batch_norm(module, samples(), ctx) == 0

@@ -73,7 +73,7 @@ def fit(
     fixed = forward.fixed_batch(ctx.source, dataset)
     if fixed is not None:
         ctx.note(
-            f"the model runs {fixed} samples at a time and no other number: it was trained in such pieces, "
+            f"the model runs batches of {fixed} and no other: it was trained in such pieces, "
             "with BatchNormalization frozen and without dropout"
         )
     module.to(ctx.device).train(fixed is None)

@@ -43,6 +43,14 @@ def test_zip64_sizes_are_read(tmp_path: Path) -> None:
     assert read_all(path) == {"a": b"wide"}
 
 
+def test_a_zip64_end_record_is_read_where_the_plain_one_would_do(
+    tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 10)  # as if the file were above 2 GiB
+    assert read_all(zips.zipped(tmp_path / "a.zip", {"a": b"1" * 20})) == {"a": b"1" * 20}
+    assert b"PK\x06\x06" in (tmp_path / "a.zip").read_bytes()
+
+
 def test_more_members_than_a_plain_end_record_counts_are_read(tmp_path: Path) -> None:
     members = {str(number): b"" for number in range(0x10001)}
     with zips.zipped(tmp_path / "a.zip", members).open("rb") as file:

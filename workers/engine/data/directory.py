@@ -78,8 +78,9 @@ def _find_directory(file: BinaryIO) -> tuple[int, int, int]:
     end = start + at
     if disk or first_disk or here != count:
         raise raw.refused("it is one part of several")
-    if _IN_ZIP64 in (size_bytes, offset) or count == 0xFFFF:
-        count, size_bytes, offset, end = _find_directory64(file, end)
+    locator = _locator(file, end)
+    if locator is not None:
+        count, size_bytes, offset, end = _find_directory64(file, locator)
     if offset + size_bytes != end:
         raise raw.refused(
             f"its directory of {size_bytes:,} bytes at {offset:,} does not end where the end record begins, at {end:,}"
@@ -99,11 +100,23 @@ def _find_end(tail: bytes) -> int:
     return -1
 
 
-def _find_directory64(file: BinaryIO, end: int) -> tuple[int, int, int, int]:
-    locator_at = end - _END64_LOCATOR.size
-    signature, _, at, disks = _END64_LOCATOR.unpack(raw.read(file, locator_at, _END64_LOCATOR.size))
-    if signature != b"PK\x06\x07" or disks > 1:
-        raise raw.refused("its ZIP64 locator is missing or names several parts")
+def _locator(file: BinaryIO, end: int) -> int | None:
+    """Offset of the ZIP64 end record, where a locator before the end record at `end` says that there is one.
+
+    Writers add it above 2 GiB already, when the end record would still do.
+    """
+    if end < _END64_LOCATOR.size:
+        return None
+    fields = _END64_LOCATOR.unpack(raw.read(file, end - _END64_LOCATOR.size, _END64_LOCATOR.size))
+    if fields[0] != b"PK\x06\x07":
+        return None
+    if fields[3] > 1:
+        raise raw.refused("it is one part of several")
+    return int(fields[2])
+
+
+def _find_directory64(file: BinaryIO, at: int) -> tuple[int, int, int, int]:
+    """Answers (members, bytes, offset) of the central directory, and where the record that says so begins."""
     fields = _END64.unpack(raw.read(file, at, _END64.size))
     if fields[0] != b"PK\x06\x06" or fields[6] != fields[7]:
         raise raw.refused("its ZIP64 end record is damaged")
