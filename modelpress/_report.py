@@ -55,7 +55,7 @@ def _table(report: Report) -> Table:
     quality = _quality_name(report)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     table.add_column("stage", no_wrap=True)
-    for name in (quality, "file bytes", "zipped bytes", "latency p50, ms", "MACs"):
+    for name in (quality, "bytes", "zipped", "p50-p90, ms", "MACs"):
         table.add_column(name, justify="right", no_wrap=True)
     for stage in report.stages:
         table.add_row(*_row(stage, report.stages[0], quality))
@@ -86,7 +86,7 @@ def _count_cell(value: int, original: int, changed: bool) -> Text:
 
 def _latency(latency: Latency) -> str:
     digits = 4 if latency.p50_ms < 0.1 else 3 if latency.p50_ms < 10 else 1
-    return f"{latency.p50_ms:.{digits}f} ± {latency.std_ms:.{digits}f}"
+    return f"{latency.p50_ms:.{digits}f}-{latency.p90_ms:.{digits}f}"
 
 
 def _quality_name(report: Report) -> str:
@@ -112,7 +112,7 @@ def _caption(report: Report) -> Text:
     if report.stages:
         latency = report.stages[-1].latency
         lines.append(
-            f"latency: median ± standard deviation of {latency.runs} runs after {latency.warmup} of warm-up, "
+            f"latency: median and 90th percentile of {latency.runs} runs after {latency.warmup} of warm-up, "
             f"batch {latency.batch}, {_count(latency.threads, 'thread')}, {latency.device}, "
             "timed in turn with the original"
         )

@@ -10,7 +10,7 @@ from modelpress.client import Client
 from modelpress.resources import Dataset, Job, Model, Upload
 
 MODEL_ID = "mdl_"
-DATASET_ID = "dst_"
+DATASET_ID = "dat_"
 
 Item = TypeVar("Item", Model, Dataset)
 

@@ -102,7 +102,7 @@ class Child:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
         self.started = time.monotonic()
 
@@ -169,9 +169,9 @@ class Supervisor:
             ServeFailed: something did not start.
         """
         self._once("migrate", "-m", "app.migrate")
-        self._once("admin", "-m", "app.admin", "ensure-embedded")
         for child in (self.api, *self.workers):
             child.start()
+        self._once("admin", "-m", "app.admin", "ensure-embedded")
         self._wait_ready()
         if not self.stopping.is_set():
             self.say(f"ModelPress is ready at {self.plan.url}")
@@ -322,7 +322,7 @@ _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
-def _die_with_parent() -> None:
-    """In the child, before it runs: a supervisor killed with -9 leaves nothing behind."""
+def die_with_parent() -> None:
+    """For `preexec_fn`: the child is asked to stop when its parent is gone, even killed with -9. Linux only."""
     if _libc is not None:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -186,14 +186,15 @@ class Client:
             InspectionFailed: it is not usable; the failure says why.
             WaitTimeout: no worker looked into it in time.
         """
-        kind, until = type(item), time.monotonic() + timeout_s
+        kind, until, pause_s = type(item), time.monotonic() + timeout_s, 0.1
         path = f"/v1/{kind.__name__.lower()}s/{item.id}"
         while item.state == "inspecting":
             if time.monotonic() > until:
                 raise errors.WaitTimeout(
                     f"{item.id} was not inspected within {timeout_s:g} s; is a worker running?"
                 )
-            time.sleep(min(self.poll_s, 0.2))
+            time.sleep(pause_s)
+            pause_s = min(1.5 * pause_s, 2 * self.poll_s)
             item = self._get(path, kind)
         if item.failure is not None:
             raise errors.InspectionFailed(f"{item.filename or item.name} ({item.id})", item.failure)

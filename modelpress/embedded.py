@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from modelpress import _connection, errors
+from modelpress import _connection, _serve, errors
 from modelpress.client import Client
 
 START_S = 90.0
@@ -41,6 +41,7 @@ def server(home: str | os.PathLike[str], *, workers: int = 1, port: int = 0) -> 
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=_serve.die_with_parent,
         )
     try:
         found = _when_ready(process, directory)
