@@ -29,8 +29,14 @@ MAX_VALUES = 200_000
 MAX_NAME = 256
 MAX_METADATA_BYTES = 2**16
 
-CONVERTED = frozenset({"ai.onnx.ml::ArrayFeatureExtractor", "Upsample", "Scatter"})
+CONVERTED = frozenset(
+    {"ai.onnx.ml::ArrayFeatureExtractor", "ai.onnx.ml::Scaler", "Upsample", "Scatter"}
+)
 """Operators outside the table that loading rewrites to some inside it."""
+
+_HINTS = {
+    "ai.onnx.ml::ZipMap": "export without it: to_onnx(model, x, options={'zipmap': False})",
+}
 
 _NAMED = 20
 """How many unsupported operators an error names before it says 'and more'."""
@@ -210,8 +216,6 @@ def _check_type(walk: _Walk, view: memoryview, depth: int) -> None:
         element = None if inner is None else walk.reader.read(inner).message(1)
         if element is not None:
             _check_type(walk, element, depth + 1)
-    if type_.message(5) is not None:
-        raise Unsupported("values that are maps are not supported")
 
 
 def _check_shape(walk: _Walk, view: memoryview) -> None:
@@ -266,5 +270,5 @@ def _raise_unknown(unknown: Counter[str]) -> None:
     raise Unsupported(
         f"unsupported operators: {shown}",
         layer=names[0],
-        hint="export the model with standard ONNX operators; docs list the supported ones",
+        hint=_HINTS.get(names[0], "export the model with standard ONNX operators"),
     )

@@ -6,7 +6,7 @@ not listed kept its meaning, or only learnt new types.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -27,13 +27,12 @@ def upgrade(model: ir.Model, target: int) -> None:
     """
     imports = model.graph.opset_imports
     version, graph = imports.get("", target), Graph(model)
-    for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
+    nodes = list(ir.traversal.RecursiveGraphIterator(model.graph))
+    for node in nodes:
         if node.domain == "ai.onnx.ml" and node.op_type in CONVERSIONS:
             CONVERSIONS[node.op_type](graph, node)
     for since, kind, rule in RULES:
-        if version >= since:
-            continue
-        for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
+        for node in nodes if version < since else ():
             if node.op_type == kind and node.domain == "":
                 rule(graph, node)
     imports[""] = max(version, target)
@@ -104,12 +103,12 @@ def _dropout(graph: Graph, node: ir.Node) -> None:
 
 
 def _upsample(graph: Graph, node: ir.Node) -> None:
+    """Became the Resize of opset 10, which has a rule of its own."""
     taken = _take(node, "scales")
     if taken is not None and taken.type is ir.AttributeType.FLOATS:
         scales = np.array(taken.as_floats(), np.float32)
         _set_operand(node, 1, graph.add_weight(f"{node.name}_scales", scales))
     node.op_type = "Resize"
-    _resize_10(graph, node)
 
 
 def _resize_10(graph: Graph, node: ir.Node) -> None:
@@ -214,6 +213,14 @@ def _grid_sample(graph: Graph, node: ir.Node) -> None:
     _set(node, mode=names.get(mode, mode))
 
 
+def _scan(graph: Graph, node: ir.Node) -> None:
+    raise Unsupported(
+        f"Scan '{node.name}' is that of opset 8, with a batch axis of its own",
+        layer=node.name or "",
+        hint="export the model again with opset 9 or newer",
+    )
+
+
 def _scatter(graph: Graph, node: ir.Node) -> None:
     node.op_type = "ScatterElements"
 
@@ -236,7 +243,30 @@ def _array_feature_extractor(graph: Graph, node: ir.Node) -> None:
     _redirect(y, edit.insert_after(graph, node, "Reshape", [y, row]))
 
 
-CONVERSIONS: Mapping[str, Rule] = {"ArrayFeatureExtractor": _array_feature_extractor}
+def _scaler(graph: Graph, node: ir.Node) -> None:
+    """Scaler(x)    becomes    Mul(Sub(Cast(x, float), offset), scale)"""
+    offset, scale = (
+        graph.add_weight(f"{node.name}_{name}", np.array(_floats(node, name, default), np.float32))
+        for name, default in (("offset", 0.0), ("scale", 1.0))
+    )
+    to = {"to": int(ir.DataType.FLOAT)}
+    cast = edit.insert_before(graph, node, "Cast", [node.inputs[0]], attributes=to)
+    centred = edit.insert_before(graph, node, "Sub", [cast.outputs[0], offset])
+    node.domain, node.op_type = "", "Mul"
+    node.resize_inputs(2)
+    node.replace_input_with(0, centred.outputs[0])
+    node.replace_input_with(1, scale)
+
+
+def _floats(node: ir.Node, attribute: str, default: float) -> Sequence[float]:
+    taken = _take(node, attribute)
+    return [default] if taken is None else taken.as_floats()
+
+
+CONVERSIONS: Mapping[str, Rule] = {
+    "ArrayFeatureExtractor": _array_feature_extractor,
+    "Scaler": _scaler,
+}
 
 _REDUCTIONS = (
     "L1",
@@ -252,6 +282,7 @@ _REDUCTIONS = (
 
 RULES: tuple[tuple[int, str, Rule], ...] = (
     (9, "BatchNormalization", _batch_norm_8),
+    (9, "Scan", _scan),
     (10, "Slice", _slice),
     (10, "TopK", _top_k),
     (10, "Upsample", _upsample),

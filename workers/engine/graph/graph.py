@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import onnx_ir as ir
 
@@ -13,6 +15,7 @@ class Graph:
 
     def __init__(self, model: ir.Model) -> None:
         self.model = model
+        self._taken: set[str] = set()
 
     @property
     def inputs(self) -> tuple[ir.Value, ...]:
@@ -71,13 +74,12 @@ class Graph:
         return value
 
     def unused_name(self, wanted: str) -> str:
-        """The wanted name, or that with a number, that no value and no node bears yet."""
-        taken = self._names()
-        if wanted not in taken:
-            return wanted
-        return next(
-            name for n in range(1, len(taken) + 2) if (name := f"{wanted}_{n}") not in taken
-        )
+        """The wanted name, or that with a number, that no value and no node bears and none was given yet."""
+        self._taken = self._taken or self._names()
+        tries = (wanted if n == 0 else f"{wanted}_{n}" for n in itertools.count())
+        unused = next(name for name in tries if name not in self._taken)
+        self._taken.add(unused)
+        return unused
 
     def clone(self) -> Graph:
         """A copy whose nodes and values are its own; the tensors, which never change, are shared."""

@@ -42,12 +42,12 @@ def layers(graph: Graph) -> list[Layer]:
 
 
 def not_layers(graph: Graph) -> dict[str, str]:
-    """Weights of two or more axes that no layer uses, with the reason."""
+    """Weights of two or more axes (longer than 1) that no layer uses, with the reason."""
     of_layers = {layer.weight for layer in layers(graph)}
     return {
         name: _reason(graph.initializers[name])
         for name, array in graph.parameters().items()
-        if array.ndim >= 2 and name not in of_layers
+        if sum(size > 1 for size in array.shape) >= 2 and name not in of_layers
     }
 
 

@@ -15,9 +15,13 @@ Tensor = torch.Tensor
 
 @operator(takes_call=True)
 def If(call: Call, condition: Tensor, *, then_branch: Any, else_branch: Any) -> Result:
-    """While shapes are inferred and the condition is unknown, the first branch speaks for both."""
-    holds = True if condition.device.type == "meta" else bool(condition)
-    return tuple(call.subgraph(then_branch if holds else else_branch, []))
+    """While shapes are inferred and the condition is unknown, a branch whose shapes fit speaks for both."""
+    if condition.device.type != "meta":
+        return tuple(call.subgraph(then_branch if bool(condition) else else_branch, []))
+    try:
+        return tuple(call.subgraph(then_branch, []))
+    except RuntimeError:
+        return tuple(call.subgraph(else_branch, []))
 
 
 @operator(takes_call=True)

@@ -1,0 +1,174 @@
+"""Operators of old opsets mean what they meant: old model in ONNX Runtime against ours, before and after saving."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from workers.engine import errors, formats
+from workers.engine.graph import execute
+
+IMAGE = np.random.default_rng(0).normal(0, 2, (2, 4, 6, 6)).astype(np.float32)
+
+
+def _initializer(value):
+    name, array = value
+    return numpy_helper.from_array(np.asarray(array), name)
+
+
+def _model(opset, kind, inputs=("x",), *, weights=(), x=IMAGE, domain="", **attributes):
+    node = helper.make_node(kind, list(inputs), ["y"], name="node", domain=domain, **attributes)
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [helper.make_tensor_value_info("x", helper.np_dtype_to_tensor_dtype(x.dtype), x.shape)],
+        [helper.make_empty_tensor_value_info("y")],
+        [_initializer(value) for value in weights],
+    )
+    opsets = [helper.make_opsetid("", opset)] + ([helper.make_opsetid(domain, 1)] if domain else [])
+    model = helper.make_model(graph, opset_imports=opsets)
+    model.ir_version = 4
+    return model
+
+
+CASES = {
+    "clip": _model(7, "Clip", min=-0.5, max=1.0),
+    "clip_open": _model(7, "Clip", max=1.0),
+    "pad": _model(7, "Pad", pads=[0, 0, 1, 2, 0, 0, 3, 0], value=0.5),
+    "pad_reflect": _model(7, "Pad", pads=[0, 0, 1, 2, 0, 0, 3, 0], mode="reflect"),
+    "slice": _model(7, "Slice", axes=[1, 3], starts=[1, -4], ends=[3, 100]),
+    "squeeze": _model(11, "Squeeze", x=IMAGE[:, :1], axes=[1]),
+    "unsqueeze": _model(11, "Unsqueeze", axes=[0, 5]),
+    "reduce_sum": _model(11, "ReduceSum", axes=[2, -1], keepdims=0),
+    "reduce_mean": _model(13, "ReduceMean", axes=[2, 3]),
+    "reduce_max_all": _model(11, "ReduceMax", keepdims=0),
+    "softmax_flattens": _model(11, "Softmax", axis=1),
+    "softmax_default": _model(7, "Softmax"),
+    "softmax_last": _model(11, "Softmax", axis=3),
+    "log_softmax": _model(11, "LogSoftmax", axis=2),
+    "hardmax": _model(11, "Hardmax", axis=1),
+    "dropout": _model(7, "Dropout", ratio=0.3),
+    "upsample_7": _model(7, "Upsample", scales=[1.0, 1.0, 2.0, 3.0], mode="nearest"),
+    "upsample_9": _model(
+        9, "Upsample", ["x", "s"], weights=[("s", np.float32([1, 1, 2, 2]))], mode="linear"
+    ),
+    "resize_10": _model(
+        10, "Resize", ["x", "s"], weights=[("s", np.float32([1, 1, 0.5, 2]))], mode="nearest"
+    ),
+    "resize_11": _model(
+        11,
+        "Resize",
+        ["x", "r", "s"],
+        weights=[("r", np.float32([])), ("s", np.float32([1, 1, 2, 2]))],
+        mode="cubic",
+        coordinate_transformation_mode="half_pixel",
+    ),
+    "batch_norm": _model(
+        7,
+        "BatchNormalization",
+        ["x", "scale", "b", "mean", "var"],
+        weights=[
+            (n, np.linspace(0.5, 1.5, 4, dtype=np.float32)) for n in ("scale", "b", "mean", "var")
+        ],
+        epsilon=1e-3,
+    ),
+    "average_pool": _model(
+        10, "AveragePool", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1], ceil_mode=1
+    ),
+    "max_pool_same": _model(
+        8, "MaxPool", kernel_shape=[3, 3], strides=[2, 2], auto_pad="SAME_LOWER"
+    ),
+    "gemm_7": _model(
+        7,
+        "Gemm",
+        ["x", "w", "b"],
+        x=IMAGE[0, 0],
+        weights=[("w", np.ones((3, 6), np.float32)), ("b", np.float32([1.0]))],
+        transB=1,
+        alpha=0.5,
+        beta=2.0,
+    ),
+    "lstm_7": _model(
+        7,
+        "LSTM",
+        ["x", "w", "r"],
+        x=IMAGE[0],
+        weights=[
+            ("w", np.linspace(-1, 1, 72, dtype=np.float32).reshape(1, 12, 6)),
+            ("r", np.linspace(1, -1, 36, dtype=np.float32).reshape(1, 12, 3)),
+        ],
+        hidden_size=3,
+    ),
+    "scaler": _model(
+        15, "Scaler", x=IMAGE[0, 0], domain="ai.onnx.ml", offset=[0.5] * 6, scale=[2.0] * 6
+    ),
+    "columns": _model(
+        15,
+        "ArrayFeatureExtractor",
+        ["x", "at"],
+        x=IMAGE[0, 0],
+        weights=[("at", np.int64([4, 0]))],
+        domain="ai.onnx.ml",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_old_operator_keeps_its_meaning(name, tmp_path):
+    old, new = tmp_path / "old.onnx", tmp_path / "new.onnx"
+    onnx.save(CASES[name], old)
+    graph = formats.load(old)
+    formats.save(graph, new)
+    dims = CASES[name].graph.input[0].type.tensor_type.shape.dim
+    shape = tuple(dim.dim_value for dim in dims)
+    x = next(a for a in (IMAGE, IMAGE[:, :1], IMAGE[0], IMAGE[0, 0]) if a.shape == shape)
+    want = ort.InferenceSession(old).run(None, {"x": x})[0]
+    (ours,) = execute.run(graph, {"x": x}).values()
+    np.testing.assert_allclose(ours, want, rtol=1e-4, atol=1e-5)
+    again = ort.InferenceSession(new).run(None, {"x": x})[0]
+    np.testing.assert_allclose(again, want, rtol=1e-4, atol=1e-5)
+    assert graph.opset == 21
+
+
+def test_split_without_sizes_of_an_old_opset(tmp_path):
+    node = helper.make_node("Split", ["x"], ["a", "b"], name="node", axis=1, split=[1, 3])
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, IMAGE.shape)],
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in ("a", "b")],
+    )
+    path = tmp_path / "net.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)]), path)
+    values = execute.run(formats.load(path), {"x": IMAGE})
+    np.testing.assert_array_equal(values["b"], IMAGE[:, 1:])
+
+
+def test_weights_listed_as_inputs_are_no_inputs(tmp_path):
+    model = _model(7, "Add", ["x", "w"], weights=[("w", IMAGE)])
+    model.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, IMAGE.shape))
+    path = tmp_path / "net.onnx"
+    model.ir_version = 3
+    onnx.save(model, path)
+    assert [value.name for value in formats.load(path).inputs] == ["x"]
+
+
+@pytest.mark.parametrize(
+    "model", [_model(8, "BatchNormalization", ["x"] * 5, spatial=0), _model(8, "Scan", ["", "x"])]
+)
+def test_what_has_no_new_form_is_refused(model, tmp_path):
+    path = tmp_path / "net.onnx"
+    onnx.save(model, path)
+    with pytest.raises(errors.Unsupported):
+        formats.load(path)
+
+
+def test_a_zip_map_is_refused_with_the_exporters_option(tmp_path):
+    path = tmp_path / "net.onnx"
+    onnx.save(_model(15, "ZipMap", domain="ai.onnx.ml", classlabels_int64s=[0, 1]), path)
+    with pytest.raises(errors.Unsupported, match="ZipMap") as caught:
+        formats.load(path)
+    assert "zipmap" in caught.value.hint
