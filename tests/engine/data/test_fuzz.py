@@ -63,10 +63,14 @@ def seeds() -> dict[str, bytes]:
         return {file.stem: file.read_bytes() for file in path.iterdir()}
 
 
-def read(content: bytes) -> None:
+def read(content: bytes, member: str = "") -> None:
+    """Inspects and opens a file, or a sound archive whose only member is `content`."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "data"
-        path.write_bytes(content)
+        if member:
+            zips.zipped(path, {member: content})
+        else:
+            path.write_bytes(content)
         for attempt in (
             lambda: data.inspect(path, path.parent),
             lambda: data.open(path, [zips.IMAGE_INPUT], zips.PLAIN, path.parent).batch([0]),
@@ -87,6 +91,19 @@ def test_a_mutated_file_is_read_or_refused(kind: str, mutations) -> None:
     finally:
         tracemalloc.stop()
     assert peak_bytes < PEAK_BYTES
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(mutations=MUTATIONS)
+def test_a_mutated_picture_is_read_or_refused(format: str, mutations) -> None:
+    read(mutated(zips.picture((16, 16), format=format), mutations), "cat/1.png")
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(mutations=MUTATIONS)
+def test_a_mutated_array_is_read_or_refused(mutations) -> None:
+    read(mutated(zips.npy(np.ones((4, 1, 8, 8), np.float32)), mutations), "image.npy")
 
 
 @settings(max_examples=300, deadline=None)

@@ -138,6 +138,8 @@ def test_deep_pixels_are_refused_rather_than_clipped(tmp_path: Path) -> None:
     path = zips.zipped(tmp_path / "a.zip", {"x/1.png": raw.getvalue()})
     with pytest.raises(BadData, match="more than 8 bits"):
         opened(path)
+    with pytest.raises(BadData, match="more than 8 bits"):
+        data.inspect(path, tmp_path)
 
 
 def huge_png(width: int, height: int) -> bytes:

@@ -150,9 +150,8 @@ def _pixels(
     file: BinaryIO, member: directory.Member, mode: str, size: tuple[int, int]
 ) -> NDArray[np.uint8]:
     """[H, W, C] uint8."""
-    with _opened(file, member) as image:
-        if image.mode in _DEEP_MODES:
-            raise _refused(member, f"its pixels are {image.mode}, more than 8 bits a channel")
+    with _opened(file, member) as image, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of metadata, which is not used
         try:
             shown = image.convert(mode)
             if shown.size != size:
@@ -171,15 +170,18 @@ def _opened(file: BinaryIO, member: directory.Member) -> Image.Image:
     raw = io.BytesIO(b"".join(archive.chunks(file, member)))
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(raw, formats=FORMATS)
-    except (*_DECODE_ERRORS, Warning) as e:
+    except _DECODE_ERRORS as e:
         raise _refused(member, f"it is no PNG, JPEG or WebP image: {str(e)[:200]}") from e
     if image.width * image.height > limits.MAX_IMAGE_PIXELS:
         raise _refused(
             member,
             f"it has {image.width}x{image.height} pixels, more than {limits.MAX_IMAGE_PIXELS:,}",
         )
+    if image.mode in _DEEP_MODES:
+        raise _refused(member, f"its pixels are {image.mode}, more than 8 bits a channel")
     return image
 
 

@@ -91,9 +91,9 @@ def _check_shapes(arrays: Mapping[str, NDArray[np.generic]], inputs: Sequence[Te
         shape = arrays[info.name].shape
         if not info.shape:
             raise Unsupported(
-                f"the model's input {info.name!r} is a scalar, which samples can't feed",
+                f"the model's input {info.name!r} declares no dimensions, so that samples can't feed it",
                 layer=info.name,
-                hint="make it an initializer of the model",
+                hint="declare its shape with the batch first, or make it an initializer if it is one number",
             )
         wanted = [
             sizes.get(size, size) if isinstance(size, str) else size for size in info.shape[1:]
