@@ -16,6 +16,7 @@ from workers.engine.measure import cost, latency, quality, size
 from workers.engine.measure.quality import Reference
 
 RANDOM_SAMPLES = 64
+LATENCY_BUDGET_S = latency.BUDGET_S
 
 NO_DATA = (
     f"the job has no data: agreement and differences were measured on {RANDOM_SAMPLES} seeded random inputs, "
@@ -120,7 +121,9 @@ class Gauge:
 
     def _latency(self, path: Path) -> Latency:
         feeds = latency.sample_feeds(self.samples, self.batch)
-        return latency.measure(path, self.original, feeds, threads=self.threads)
+        return latency.measure(
+            path, self.original, feeds, threads=self.threads, budget_s=LATENCY_BUDGET_S
+        )
 
 
 def make(
