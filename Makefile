@@ -28,6 +28,7 @@ demo: setup ## Train a small network, compress it through the service, print the
 	$(BIN)/python -m demo
 
 test: lint ## Every check and every test, with real servers
+	@command -v curl >/dev/null || $(MAKE) curl
 	$(BIN)/python -m pytest $(PYTEST)
 
 check: lint ## What needs no server: format, lint, types, layers, docs
@@ -38,6 +39,11 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+.PHONY: curl
+curl: # the commands in docs/api.md are tests too
+	@[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null || { echo 'first: install curl' >&2; exit 1; }
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq curl
 
 fix: setup ## Format the code and mend what ruff can
 	$(BIN)/ruff format .

@@ -5,6 +5,7 @@ A page marks such a part with `<!-- generated: NAME -->` and `<!-- end -->`; `PA
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import re
@@ -89,6 +90,21 @@ def endpoints() -> str:
         for method, operation in operations.items()
     ]
     return _table(("Endpoint", "What it does"), rows)
+
+
+def metrics() -> str:
+    """Every metric, as its family is made in app/metrics.py."""
+    tree = ast.parse((DOCS.parent / "app" / "metrics.py").read_text())
+    rows = [
+        (f"`{call.args[0].value}`", _cell(str(call.args[1].value)))
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call)
+        and len(call.args) > 1
+        and isinstance(call.args[0], ast.Constant)
+        and isinstance(call.args[1], ast.Constant)
+        and str(call.args[0].value).startswith("modelpress_")
+    ]
+    return _table(("Metric", "What it is"), rows)
 
 
 def _first_sentence(text: str) -> str:
@@ -193,6 +209,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "settings": settings_table,
     "endpoints": endpoints,
     "commands": commands,
+    "metrics": metrics,
 }
 
 
