@@ -8,7 +8,7 @@ from onnx import helper
 
 from tests.engine.measure import files
 from workers.engine.errors import BadData, BadModel, ExportMismatch, Unsupported
-from workers.engine.measure import quality
+from workers.engine.measure import predict, quality
 
 X = np.random.default_rng(0).normal(size=(100, 3))
 W = np.eye(3)
@@ -52,7 +52,7 @@ def test_the_figures_do_not_depend_on_the_batches(
     samples = files.rows(X, LABELS)
     _, reference = quality.baseline(original, samples, tmp_path / "one", threads=1)
     wanted = quality.measure(exported, samples, reference, threads=1)
-    monkeypatch.setattr(quality, "BATCH_BYTES", batch_bytes)
+    monkeypatch.setattr(predict, "BATCH_BYTES", batch_bytes)
     _, reference = quality.baseline(original, samples, tmp_path / "two", threads=1)
     got = quality.measure(exported, samples, reference, threads=1)
     assert wanted.accuracy is not None
@@ -68,6 +68,17 @@ def test_a_fixed_batch_is_filled_and_what_filled_it_is_not_counted(tmp_path: Pat
     got, reference = quality.baseline(path, files.rows(X, LABELS), tmp_path / "ref", threads=1)
     assert (got.samples, got.accuracy) == (100, 1.0)
     assert len(reference.outputs["y"]) == 100
+
+
+def test_a_fixed_batch_may_have_an_output_that_is_one_number(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Identity", ["x"], ["y"], name="n0"),
+        helper.make_node("ReduceSum", ["x"], ["total"], name="n1", keepdims=0),
+    ]
+    shapes = {"y": [8, 3], "total": []}
+    path = files.model(tmp_path / "a.onnx", nodes, {}, inputs={"x": [8, 3]}, outputs=shapes)
+    got, reference = quality.baseline(path, files.rows(X), tmp_path / "ref", threads=1)
+    assert (got.samples, set(reference.outputs)) == (100, {"y"})
 
 
 def test_without_labels_there_is_agreement_and_no_accuracy(tmp_path: Path) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.lib.format import open_memmap
@@ -15,17 +14,14 @@ from numpy.typing import NDArray
 
 from modelpress.spec.report import Quality
 from workers.engine import data
-from workers.engine.errors import BadModel, EngineError, ExportMismatch, Unsupported
-from workers.engine.measure import session
-
-Array = NDArray[Any]
-Outputs = dict[str, Array]
+from workers.engine.errors import BadModel, ExportMismatch, Unsupported
+from workers.engine.measure import predict
+from workers.engine.measure.predict import Array, Outputs
 
 MAX_CLASSES = 1000
 """Models with more classes get no accuracy for each class."""
 
-BATCH_BYTES = 32 << 20
-_MAX_BATCH = 256
+_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -76,14 +72,13 @@ def baseline(
     """
     folder.mkdir(parents=True, exist_ok=True)
     kept: Outputs = {}
-    for indices, outputs in _run(path, dataset, threads, BadModel):
-        by_sample = _by_sample(outputs, len(indices))
+    for indices, outputs in predict.batches(path, dataset, threads=threads, raising=BadModel):
         if indices[0] == 0:
-            kept = _places(by_sample, dataset.samples, folder)
-        kept = {name: place for name, place in kept.items() if _fits(by_sample.get(name), place)}
+            kept = _places(outputs, dataset.samples, folder)
+        kept = {name: place for name, place in kept.items() if _fits(outputs.get(name), place)}
         for name, place in kept.items():
-            _check_numbers(by_sample[name], name, indices)
-            place[indices] = by_sample[name]
+            _check_numbers(outputs[name], name, indices)
+            place[indices] = outputs[name]
         report((int(indices[-1]) + 1) / dataset.samples)
     if not kept:
         raise Unsupported(
@@ -108,7 +103,7 @@ def measure(
         ExportMismatch: ONNX Runtime can't run the file, or its outputs have other names or shapes.
     """
     tally = _Tally(reference, dataset.labels)
-    for indices, outputs in _run(path, dataset, threads, ExportMismatch):
+    for indices, outputs in predict.batches(path, dataset, threads=threads, raising=ExportMismatch):
         tally.add(indices, outputs)
         report((int(indices[-1]) + 1) / dataset.samples)
     return tally.quality()
@@ -118,8 +113,8 @@ def compare(outputs: Reference, reference: Reference, labels: NDArray[np.int64] 
     """The same for outputs that are already on disk."""
     tally = _Tally(reference, labels)
     samples = len(next(iter(reference.outputs.values())))
-    for start in range(0, samples, _MAX_BATCH):
-        indices = np.arange(start, min(start + _MAX_BATCH, samples))
+    for start in range(0, samples, _ROWS):
+        indices = np.arange(start, min(start + _ROWS, samples))
         tally.add(indices, {name: output[indices] for name, output in outputs.outputs.items()})
     return tally.quality()
 
@@ -201,39 +196,6 @@ class _Tally:
             float(correct / seen) if seen else None
             for correct, seen in zip(self.correct, self.seen, strict=True)
         )
-
-
-def _run(
-    path: Path, dataset: data.Dataset, threads: int, raising: type[EngineError]
-) -> Iterator[tuple[NDArray[np.int64], Outputs]]:
-    """Yields (indices, outputs by name) over all samples in order."""
-    opened = session.open(path, threads=threads, raising=raising)
-    size = opened.fixed_batch or max(1, min(_MAX_BATCH, BATCH_BYTES // dataset.sample_bytes))
-    for indices, feeds in dataset.batches(size):
-        missing = size - len(indices) if opened.fixed_batch else 0
-        padded = {name: _pad(feeds[name], missing) for name in opened.inputs}
-        outputs = dict(zip(opened.outputs, opened.run(padded), strict=True))
-        if missing:
-            outputs = {n: o[: len(indices)] if len(o) == size else o for n, o in outputs.items()}
-        yield indices, outputs
-
-
-def _pad(array: Array, missing: int) -> Array:
-    """Repeats the last sample `missing` times."""
-    if not missing:
-        return array
-    return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])
-
-
-def _by_sample(outputs: Outputs, samples: int) -> Outputs:
-    return {
-        name: output
-        for name, output in outputs.items()
-        if isinstance(output, np.ndarray)
-        and output.ndim
-        and len(output) == samples
-        and output.dtype.kind in "fiub"
-    }
 
 
 def _places(outputs: Outputs, samples: int, folder: Path) -> Outputs:
