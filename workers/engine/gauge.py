@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from workers.engine.data import dataset
 from workers.engine.graph import Graph, shapes
 from workers.engine.measure import cost, latency, quality, size
 from workers.engine.measure.quality import Reference
+from workers.engine.verdict import FASTER_BELOW, SMALLER_BELOW
 
 RANDOM_SAMPLES = 64
 LATENCY_BUDGET_S = latency.BUDGET_S
@@ -30,6 +31,16 @@ def silent(fraction: float, message: str) -> None:
 
 
 @dataclass(frozen=True)
+class Performed:
+    """A step that was applied and exported."""
+
+    kind: str
+    index: int
+    seconds: float
+    coverage: context.Coverage
+
+
+@dataclass(frozen=True)
 class Gauge:
     """The uploaded file, the samples every stage is measured on, and the uploaded model's answers to them."""
 
@@ -43,6 +54,37 @@ class Gauge:
     work: Path
     notes: tuple[str, ...] = ()
     reference: Reference = field(default_factory=lambda: Reference({}))
+
+    @classmethod
+    def open(
+        cls,
+        original: Path,
+        source: Graph,
+        held: data.Dataset | None,
+        *,
+        threads: int,
+        seed: int,
+        work: Path,
+    ) -> Gauge:
+        """A gauge on the eval split; on random inputs where there is none.
+
+        Raises:
+            Unsupported: an axis of an input has no fixed size and no data gives it one.
+        """
+        if held is None:
+            samples, notes = _random(source, seed), [NO_DATA]
+        else:
+            samples, notes = held, [*held.notes, *([] if held.labels is not None else [NO_LABELS])]
+        given = {name: array.shape for name, array in samples.batch([0]).items()}
+        return cls(
+            original=original,
+            samples=samples,
+            shapes=shapes.example_shapes(source, given=given),
+            fixed=any(isinstance(v.shape[0], int) for v in source.inputs if v.shape),
+            threads=threads,
+            work=work,
+            notes=tuple(notes),
+        )
 
     def baseline(self, source: Graph, report: context.Report = silent) -> tuple[Gauge, Stage]:
         """Measures the uploaded file; answers the gauge for the stages that follow.
@@ -72,32 +114,31 @@ class Gauge:
         self,
         path: Path,
         graph: Graph,
-        step: int,
-        kind: str,
-        seconds: float,
-        coverage: context.Coverage,
+        done: Performed,
+        before: Stage,
         report: context.Report = silent,
     ) -> Stage:
-        """Measures the file that a step exported.
+        """Measures the file that a step exported; notes what the step did not improve on the stage `before`.
 
         Raises:
             ExportMismatch: ONNX Runtime can't run it, or its outputs have other names or shapes.
         """
-        tell = _only_fraction(report, f"measuring {kind}")
-        return Stage(
-            name=kind,
-            step=step,
-            seconds=seconds,
+        tell = _only_fraction(report, f"measuring {done.kind}")
+        stage = Stage(
+            name=done.kind,
+            step=done.index,
+            seconds=done.seconds,
             quality=quality.measure(
                 path, self.samples, self.reference, threads=self.threads, report=tell
             ),
             size=size.measure(path, graph),
             latency=self._latency(path),
             cost=cost.measure(graph, self.shapes),
-            touched=tuple(coverage.touched),
-            skipped=tuple(coverage.skipped),
-            notes=tuple(coverage.notes),
+            touched=tuple(done.coverage.touched),
+            skipped=tuple(done.coverage.skipped),
+            notes=tuple(done.coverage.notes),
         )
+        return stage.model_copy(update={"notes": (*stage.notes, *_shortfalls(before, stage))})
 
     @property
     def fixed_batch(self) -> int | None:
@@ -126,32 +167,6 @@ class Gauge:
         )
 
 
-def make(
-    original: Path, source: Graph, held: data.Dataset | None, *, threads: int, seed: int, work: Path
-) -> Gauge:
-    """A gauge on the eval split; on random inputs where there is none.
-
-    Raises:
-        Unsupported: an axis of an input has no fixed size and no data gives it one.
-    """
-    if held is None:
-        notes: tuple[str, ...] = (NO_DATA,)
-        samples = _random(source, seed)
-    else:
-        notes = (*held.notes, *(() if held.labels is not None else (NO_LABELS,)))
-        samples = held
-    given = {name: array.shape for name, array in samples.batch([0]).items()}
-    return Gauge(
-        original=original,
-        samples=samples,
-        shapes=shapes.example_shapes(source, given=given),
-        fixed=any(isinstance(v.shape[0], int) for v in source.inputs if v.shape),
-        threads=threads,
-        work=work,
-        notes=notes,
-    )
-
-
 def _random(source: Graph, seed: int) -> data.Dataset:
     """Seeded inputs of the model's signature."""
     batch = shapes.example_shapes(source)
@@ -160,6 +175,20 @@ def _random(source: Graph, seed: int) -> data.Dataset:
     feeds = latency.random_feeds(wanted, dtypes, seed)
     columns = [(name, dataset.ArrayColumn(a, np.dtype(a.dtype))) for name, a in feeds.items()]
     return dataset.with_columns(columns, RANDOM_SAMPLES)
+
+
+def _shortfalls(before: Stage, after: Stage) -> Iterator[str]:
+    """What an honest report says of a step: which gains did not come."""
+    was, now = before.latency.ratio, after.latency.ratio
+    if now > was / FASTER_BELOW:
+        yield f"this step made the model slower here: x{was:.2f} of the upload's time before it, x{now:.2f} after"
+    elif now >= was * FASTER_BELOW:
+        yield f"this step made the model no faster here: x{now:.2f} of the upload's time"
+    if after.size.file_bytes >= SMALLER_BELOW * before.size.file_bytes:
+        zipped = (
+            f"zipped it has {after.size.zipped_bytes:,} instead of {before.size.zipped_bytes:,}"
+        )
+        yield f"this step made the file no smaller, {after.size.file_bytes:,} bytes; {zipped}"
 
 
 def _only_fraction(report: context.Report, message: str) -> Callable[[float], None]:

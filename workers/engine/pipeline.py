@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from modelpress.spec import order
 from modelpress.spec.order import CompressOrder
-from modelpress.spec.report import DataUse, Report
+from modelpress.spec.report import DataUse, Report, Stage
 from modelpress.spec.step import Step
-from workers.engine import context, data, formats, gauge, outbox, passes, probing
+from workers.engine import context, data, formats, outbox, passes, probing
 from workers.engine.context import Context
 from workers.engine.errors import BadData
 from workers.engine.formats import inspection
-from workers.engine.gauge import Gauge
+from workers.engine.gauge import Gauge, Performed
 from workers.engine.graph import Graph, verify
 from workers.engine.measure import environment
 
@@ -35,14 +36,44 @@ def compress(jobdir: Path) -> Report:
     Raises:
         EngineError: the model, the data or the recipe can't be used, or a step failed.
     """
-    jobdir = Path(jobdir)
+    job = _open(Path(jobdir))
+    gauge, report = _baseline(job)
+    before = graph = job.ctx.source
+    for index, step in enumerate(job.asked.recipe.steps):
+        before = graph
+        graph, stage = _perform(job, gauge, graph, index, step, report.stages[-1])
+        report = report.model_copy(update={"stages": (*report.stages, stage)})
+        _finish_stage(job, report)
+    _keep_artifact(job.jobdir, graph)
+    probing.write(job.jobdir, graph, before, gauge)
+    return report
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What stays the same from the first stage to the last."""
+
+    jobdir: Path
+    asked: CompressOrder
+    ctx: Context
+    use: DataUse | None
+    teller: outbox.Teller
+
+
+def _open(jobdir: Path) -> _Job:
+    """Loads the model and opens the data.
+
+    Raises:
+        BadModel, Unsupported: the model can't be used.
+        BadData: a dataset does not fit it, or the recipe needs samples or labels that are missing.
+    """
     outbox.clear(jobdir)
     asked = outbox.read_compress_order(jobdir)
     teller = outbox.Teller(stages=len(asked.recipe.steps) + 2)
-    teller.start(0, "baseline", "loading the model")
+    teller.start(0, "baseline", "loading the model and the data")
     device = context.prepare_torch(asked.device, asked.threads)
     source = formats.load(jobdir / asked.model.path)
-    train, held, use = _open_data(jobdir, asked, source)
+    train, held, how = _open_data(jobdir, asked, source)
     ctx = Context(
         device=device,
         threads=asked.threads or context.cores(),
@@ -52,62 +83,23 @@ def compress(jobdir: Path) -> Report:
         train=train,
         eval=held,
     )
-    measure, report = _baseline(jobdir, asked, ctx, use, teller)
-    before, graph = source, source
-    for index, step in enumerate(asked.recipe.steps):
-        teller.start(index + 1, step.kind, f"step {index + 1} of {len(asked.recipe.steps)}")
-        before, started = graph, time.monotonic()
-        step_ctx = ctx.for_step(index, teller.part(0.0, _MEASURING))
-        graph = _apply(graph, step, step_ctx)
-        exported = ctx.work / f"step-{index}.onnx"
-        formats.save(graph, exported)
-        seconds = time.monotonic() - started
-        stage = measure.measure(
-            exported,
-            graph,
-            index,
-            step.kind,
-            seconds,
-            step_ctx.coverage,
-            teller.part(_MEASURING, 1.0),
-        )
-        report = report.model_copy(update={"stages": (*report.stages, stage)})
-        outbox.write_report(jobdir, report)
-        teller.done(f"{step.kind}: {stage.size.file_bytes:,} bytes")
-    _keep_artifact(jobdir, graph)
-    probing.write(jobdir, graph, before, measure)
-    return report
+    return _Job(jobdir, asked, ctx, _use(train, held, how), teller)
 
 
 def _open_data(
     jobdir: Path, asked: CompressOrder, source: Graph
-) -> tuple[data.Dataset | None, data.Dataset | None, DataUse | None]:
-    """The train and the eval split, and how they were told apart.
-
-    Raises:
-        BadData: a file does not fit the model, or the recipe needs samples or labels that are missing.
-    """
-    inputs = inspection.inspect(source).inputs
-    opened = [
-        data.open(jobdir / file.path, inputs, asked.data.images, jobdir / order.WORK)
-        if file is not None
-        else None
-        for file in (asked.data.train, asked.data.eval)
-    ]
-    train, held = opened
-    description = "an eval dataset of its own"
-    if train is not None and held is None:
-        train, held, description = data.split(train, asked.data.eval_fraction, asked.seed)
-    _check_needs(asked, train)
-    if held is None:
-        return None, None, None
-    use = DataUse(
-        train_samples=train.samples if train is not None else 0,
-        eval_samples=held.samples,
-        split=description,
-        preprocessing=held.preprocessing,
+) -> tuple[data.Dataset | None, data.Dataset | None, str]:
+    """The train and the eval split, where there are any, and how they were told apart."""
+    inputs, wanted = inspection.inspect(source).inputs, asked.data
+    train, held = (
+        data.open(jobdir / file.path, inputs, wanted.images, jobdir / order.WORK) if file else None
+        for file in (wanted.train, wanted.eval)
     )
-    return train, held, use
+    how = "an eval dataset of its own"
+    if train is not None and held is None:
+        train, held, how = data.split(train, wanted.eval_fraction, asked.seed)
+    _check_needs(asked, train)
+    return train, held, how
 
 
 def _check_needs(asked: CompressOrder, train: data.Dataset | None) -> None:
@@ -117,40 +109,77 @@ def _check_needs(asked: CompressOrder, train: data.Dataset | None) -> None:
         raise BadData("; ".join(p.reason for p in problems), hint=problems[0].hint)
 
 
-def _baseline(
-    jobdir: Path, asked: CompressOrder, ctx: Context, use: DataUse | None, teller: outbox.Teller
-) -> tuple[Gauge, Report]:
-    """Measures the uploaded file and begins the report."""
-    original = jobdir / asked.model.path
-    unmeasured = gauge.make(
+def _use(train: data.Dataset | None, held: data.Dataset | None, how: str) -> DataUse | None:
+    if held is None:
+        return None
+    return DataUse(
+        train_samples=train.samples if train is not None else 0,
+        eval_samples=held.samples,
+        split=how,
+        preprocessing=held.preprocessing,
+    )
+
+
+def _baseline(job: _Job) -> tuple[Gauge, Report]:
+    """Measures the uploaded file and begins the report.
+
+    Raises:
+        BadModel: ONNX Runtime can't run the file, or it answers NaN.
+        BadData: a label is none of the model's classes.
+        Unsupported: the engine computes the model differently from ONNX Runtime.
+    """
+    asked, ctx = job.asked, job.ctx
+    original = job.jobdir / asked.model.path
+    unmeasured = Gauge.open(
         original, ctx.source, ctx.eval, threads=ctx.threads, seed=asked.seed, work=ctx.work
     )
     probing.check_reproduces(original, ctx.source, unmeasured)
-    measure, stage = unmeasured.baseline(ctx.source, teller.tell)
+    gauge, stage = unmeasured.baseline(ctx.source, job.teller.tell)
     if ctx.train is not None:
-        measure.check_labels(ctx.train)
+        gauge.check_labels(ctx.train)
     report = Report(
         model=asked.model.name or asked.model.path,
         model_sha256=asked.model.sha256,
         recipe=asked.recipe,
         seed=asked.seed,
-        data=use,
+        data=job.use,
         environment=environment.describe(
             device=context.device_name(ctx.device), cores=context.cores(), sandbox=asked.sandbox
         ),
         stages=(stage,),
     )
-    outbox.write_report(jobdir, report)
-    teller.done(f"the uploaded model: {stage.size.file_bytes:,} bytes")
-    return measure, report
+    _finish_stage(job, report)
+    return gauge, report
 
 
-def _apply(graph: Graph, step: Step, ctx: Context) -> Graph:
-    """Runs the pass on a copy, between two checks that the graph is one."""
+def _perform(
+    job: _Job, gauge: Gauge, graph: Graph, index: int, step: Step, before: Stage
+) -> tuple[Graph, Stage]:
+    """Applies a step to a copy of the graph, exports the result and measures the exported file."""
+    job.teller.start(index + 1, step.kind, f"step {index + 1} of {len(job.asked.recipe.steps)}")
+    started = time.monotonic()
+    ctx = job.ctx.for_step(index, job.teller.part(0.0, _MEASURING))
     verify.verify(graph)
     result = passes.apply(graph.clone(), step, ctx)
     verify.verify(result)
-    return result
+    exported = ctx.work / f"step-{index}.onnx"
+    formats.save(result, exported)
+    seconds = time.monotonic() - started
+    stage = gauge.measure(
+        exported,
+        result,
+        Performed(step.kind, index, seconds, ctx.coverage),
+        before,
+        job.teller.part(_MEASURING, 1.0),
+    )
+    return result, stage
+
+
+def _finish_stage(job: _Job, report: Report) -> None:
+    """Writes the report, then tells that it holds one stage more."""
+    outbox.write_report(job.jobdir, report)
+    stage = report.stages[-1]
+    job.teller.done(f"{stage.name}: {stage.size.file_bytes:,} bytes")
 
 
 def _keep_artifact(jobdir: Path, graph: Graph) -> None:
