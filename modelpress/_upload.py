@@ -33,7 +33,7 @@ def send(
         size_bytes = path.stat().st_size
         if not size_bytes:
             raise ValueError(f"{path} is empty")
-        upload_id = resume or _create(http, filename, size_bytes)
+        upload_id = resume or create(http, filename, size_bytes)
         source = Source(file, size_bytes)
         _send_all(http, upload_id, source, told)
     return _verified(http, upload_id, source)
@@ -81,7 +81,8 @@ class Source:
         self._hashed += len(new)
 
 
-def _create(http: _transport.Transport, filename: str, size_bytes: int) -> str:
+def create(http: _transport.Transport, filename: str, size_bytes: int) -> str:
+    """Announces a file and answers the id of its upload."""
     name = base64.b64encode(filename.encode()).decode()
     headers = {**TUS, "Upload-Length": str(size_bytes), "Upload-Metadata": f"filename {name}"}
     location = http.request("POST", "/v1/uploads", headers=headers).headers.get("Location", "")
@@ -100,8 +101,9 @@ def _send_all(http: _transport.Transport, upload_id: str, source: Source, told: 
         before = offset
         try:
             offset = _patch(http, upload_id, source, offset, told)
-        except (errors.Unreachable, errors.Locked, errors.Conflict, errors.ServerFailed):
+        except (errors.Unreachable, errors.Locked, errors.Conflict, errors.ServerFailed) as e:
             if fruitless == PATIENCE:
+                e.add_note(f"upload {upload_id} holds {offset} bytes; resume={upload_id!r} goes on")
                 raise
             http.pause(fruitless)
             offset = _offset(http, upload_id, source)

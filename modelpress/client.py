@@ -117,7 +117,7 @@ class Client:
         Args:
             path: The file.
             filename: Its name on the server; empty takes that of the file.
-            resume: Id of an unfinished upload of the same file, from another process.
+            resume: Id of an unfinished upload of the same file.
             on_progress: Hears how many bytes were sent, and of how many.
 
         Raises:
@@ -128,6 +128,10 @@ class Client:
         return _upload.send(
             self._http, source, filename=filename or source.name, resume=resume, told=on_progress
         )
+
+    def create_upload(self, filename: str, size_bytes: int) -> Upload:
+        """Announces a file, so that `upload(..., resume=...)` may send it from several processes in turn."""
+        return self.upload_status(_upload.create(self._http, filename, size_bytes))
 
     def upload_status(self, upload: str | Upload) -> Upload:
         """How far an upload is."""

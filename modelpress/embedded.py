@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from modelpress import _connection, _serve, errors
@@ -20,13 +20,20 @@ POLL_S = 0.1
 
 
 @contextlib.contextmanager
-def server(home: str | os.PathLike[str], *, workers: int = 1, port: int = 0) -> Iterator[Client]:
+def server(
+    home: str | os.PathLike[str],
+    *,
+    workers: int = 1,
+    port: int = 0,
+    settings: Mapping[str, str] | None = None,
+) -> Iterator[Client]:
     """Starts `modelpress serve`, gives a client of it, and stops it at the end of the block.
 
     Args:
         home: Directory of everything the service keeps; made if missing.
         workers: Jobs that may run at once.
         port: Where to listen; 0 takes any free port.
+        settings: More environment variables of the service, such as MODELPRESS_LEASE_S.
 
     Raises:
         Unreachable: the service did not start; the message holds what it said.
@@ -37,6 +44,7 @@ def server(home: str | os.PathLike[str], *, workers: int = 1, port: int = 0) -> 
     with (directory / "serve.log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "modelpress", "serve", *options],
+            env={**os.environ, **(settings or {})},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

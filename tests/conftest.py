@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import sqlalchemy
 
 from app import db, settings, tables
+from modelpress import embedded
 from tests import servers
 
 _numbers = itertools.count(1)
 TEMPLATE = "modelpress_template"
+
+
+class Service(NamedTuple):
+    """A service that runs, and how to reach it."""
+
+    home: Path
+    url: str
+    key: str
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -43,6 +54,21 @@ def s3() -> Iterator[servers.S3]:
     """A real S3-speaking server with a bucket; `s3.settings` leads ours to it."""
     with servers.s3() as store:
         yield store
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The embedded service, started as a user starts it, with leases short enough for tests of its failures."""
+    home = tmp_path_factory.mktemp("service") / "home"
+    impatient = {
+        "MODELPRESS_LEASE_S": "6",
+        "MODELPRESS_HEARTBEAT_S": "1",
+        "MODELPRESS_SWEEP_S": "1",
+        "MODELPRESS_RESEND_S": "3",
+    }
+    with embedded.server(home, settings=impatient):
+        found = json.loads((home / "key.json").read_text())
+        yield Service(home, found["url"], found["key"])
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
