@@ -20,7 +20,7 @@ def check(graph: Graph) -> None:
         BadModel: it would; or all its shapes are fixed and do not fit each other.
         Unsupported: it has a Loop whose trip count is no constant.
     """
-    _check_loops(graph)
+    _check_loops(graph.model.graph, 1)
     try:
         facts = shapes.measure(graph, shapes.example_shapes(graph))
     except Unsupported:
@@ -46,14 +46,26 @@ def _is_static(graph: Graph) -> bool:
     )
 
 
-def _check_loops(graph: Graph) -> None:
-    for node in ir.traversal.RecursiveGraphIterator(graph.model.graph):
-        if node.op_type != "Loop" or node.domain != "":
-            continue
-        trips = node.inputs[0].const_value if node.inputs and node.inputs[0] is not None else None
-        if trips is None or trips.size != 1 or int(trips.numpy().reshape(-1)[0]) > MAX_TRIPS:
+def _check_loops(graph: ir.Graph, outer: int) -> None:
+    """Hold the trips of nested loops, multiplied, to the limit."""
+    for node in graph:
+        trips = outer * _trips(node)
+        if trips > MAX_TRIPS:
             raise Unsupported(
-                f"Loop '{node.name}' has no constant trip count of at most {MAX_TRIPS:,}",
+                f"Loop '{node.name}' has no constant trip count of at most {MAX_TRIPS:,}, counted "
+                "with the loops around it",
                 layer=node.name or "",
                 hint="unroll the loop when you export the model",
             )
+        for attribute in node.attributes.values():
+            if attribute.type is ir.AttributeType.GRAPH:
+                _check_loops(attribute.as_graph(), trips)
+
+
+def _trips(node: ir.Node) -> int:
+    if node.op_type != "Loop" or node.domain != "":
+        return 1
+    count = node.inputs[0].const_value if node.inputs and node.inputs[0] is not None else None
+    if count is None or count.size != 1:
+        return MAX_TRIPS + 1
+    return max(1, int(count.numpy().reshape(-1)[0]))

@@ -32,6 +32,7 @@ def normalise(model: ir.Model) -> None:
     common.ClearMetadataAndDocStringPass()(model)
     _forget_shapes(model.graph)
     _drop_unused(model.graph)
+    common.RemoveUnusedOpsetsPass()(model)
     model.ir_version = max(model.ir_version, IR_VERSION)
 
 

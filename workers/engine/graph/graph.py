@@ -56,14 +56,14 @@ class Graph:
     def set_weight(self, name: str, array: np.ndarray) -> None:
         """Replace the elements of an initializer; shape and type follow the array."""
         value = self.model.graph.initializers[name]
-        value.const_value = ir.tensor(np.ascontiguousarray(array), name=name)
+        value.const_value = ir.Tensor(np.ascontiguousarray(array), name=name)
         value.shape = ir.Shape(array.shape)
         value.type = ir.TensorType(value.const_value.dtype)
 
     def add_weight(self, name: str, array: np.ndarray) -> ir.Value:
         """Add an initializer; a number is appended to a name that is taken."""
         unique = self.unused_name(name)
-        tensor = ir.tensor(np.array(array, order="C", copy=True), name=unique)
+        tensor = ir.Tensor(np.array(array, order="C", copy=True), name=unique)
         value = ir.Value(
             name=unique,
             shape=ir.Shape(array.shape),

@@ -58,7 +58,8 @@ def Attention(
     bias = _bias(q, present_key, attn_mask, nonpad_kv_seqlen, offset, window)
     heads = q.shape[1] // present_key.shape[1]
     keys, values = (x.repeat_interleave(heads, 1) for x in (present_key, present_value))
-    half = math.sqrt(scale if scale is not None else 1 / math.sqrt(q.shape[-1]))
+    root = math.sqrt(scale if scale is not None else 1 / math.sqrt(q.shape[-1]))
+    half = torch.tensor(root, dtype=q.dtype, device=q.device)
     plain = (q * half) @ (keys * half).transpose(-1, -2)
     capped = softcap * torch.tanh(plain / softcap) if softcap else plain
     scores = capped + bias
@@ -70,7 +71,11 @@ def Attention(
 
 
 def _unpack(x: Tensor, heads: int) -> Tensor:
-    return x.reshape(x.shape[0], x.shape[1], heads, -1).transpose(1, 2)
+    return _split_heads(x, heads).transpose(1, 2)
+
+
+def _split_heads(x: Tensor, heads: int) -> Tensor:
+    return x.reshape(x.shape[0], x.shape[1], heads, -1)
 
 
 def _offset(q: Tensor, past_key: Tensor | None, lengths: Tensor | None) -> Tensor:
@@ -129,7 +134,7 @@ def RotaryEmbedding(
     rotary_embedding_dim: int = 0,
 ) -> Tensor:
     """Su et al.: RoFormer (arXiv 2104.09864). x: [N, heads, T, size] or [N, T, heads * size]."""
-    turned = x.transpose(1, 2) if x.dim() == 4 else x.unflatten(-1, (num_heads, -1))
+    turned = x.transpose(1, 2) if x.dim() == 4 else _split_heads(x, num_heads)
     width = rotary_embedding_dim or turned.shape[-1]
     part, rest = turned[..., :width], turned[..., width:]
     if position_ids is not None:

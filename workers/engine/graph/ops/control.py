@@ -126,10 +126,10 @@ def SplitToSequence(
     x: Tensor, split: Tensor | None = None, *, axis: int = 0, keepdims: int = 1
 ) -> list[Tensor]:
     if split is None:
-        parts = list(x.split(1, axis))
+        parts = list(torch.split(x, 1, axis))
         return parts if keepdims else [part.squeeze(axis) for part in parts]
     sizes: int | list[int] = int(split) if split.dim() == 0 else tensors.ints(split)
-    return list(x.split(sizes, axis))
+    return list(torch.split(x, sizes, axis))
 
 
 @operator()

@@ -78,11 +78,11 @@ def Split(
     axis: int = 0,
     num_outputs: int | None = None,
 ) -> tuple[Tensor, ...]:
+    """Without sizes the parts are equal, the last one smaller where they cannot be."""
     if split is not None:
         return tuple(torch.split(x, tensors.ints(split), axis))
-    parts, size = num_outputs or call.outputs, x.shape[axis]
-    each = -(-size // parts)
-    sizes = [each] * (parts - 1)
+    size, each = x.shape[axis], -(-x.shape[axis] // call.outputs)
+    sizes = [each] * (call.outputs - 1)
     return tuple(torch.split(x, [*sizes, size - sum(sizes)], axis))
 
 

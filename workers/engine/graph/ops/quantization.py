@@ -37,7 +37,7 @@ def QuantizeLinear(
     precision: int = 0,
     saturate: int = 1,
 ) -> Tensor:
-    """Rounds half to even and saturates. Its gradient is the straight-through one inside the range."""
+    """Rounds half to even and saturates; no gradient passes."""
     dtype = _quantized_dtype(zero_point, output_dtype)
     scaled = x / spread(x, scale, axis, block_size)
     if dtype.is_floating_point:

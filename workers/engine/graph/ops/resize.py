@@ -31,7 +31,7 @@ def Resize(
     mode: str = "nearest",
     nearest_mode: str = "round_prefer_floor",
 ) -> Tensor:
-    """Axis by axis, as a product with a sparse matrix of interpolation weights."""
+    """Axis by axis: a choice of elements, or a product with a matrix of interpolation weights."""
     along = [axis % x.dim() for axis in axes] if axes is not None else list(range(x.dim()))
     targets, factors = _targets(x, along, scales, sizes, keep_aspect_ratio_policy)
     window = [] if roi is None or not roi.numel() else roi.reshape(-1).tolist()
@@ -42,14 +42,16 @@ def Resize(
         edges = (window[at], window[at + len(along)]) if cropped else (0.0, 1.0)
         if target == size and factor == 1 and not cropped:
             continue
-        where = _coordinates(size, target, factor, coordinate_transformation_mode, edges)
+        place = torch.arange(target, dtype=torch.float64, device=x.device)
+        where = _coordinates(place, size, factor, coordinate_transformation_mode, edges)
         stretch = min(factor, 1.0) if antialias else 1.0
-        weights = _weights(
-            where, size, mode, nearest_mode, cubic_coeff_a, bool(exclude_outside), stretch
-        )
-        x = _apply(x, weights.to(device=x.device), axis)
+        if mode == "nearest":
+            x = x.index_select(axis, _nearest(where, nearest_mode).clamp(0, size - 1).long())
+        else:
+            kernel = (mode, cubic_coeff_a, stretch)
+            x = _apply(x, _weights(where, size, kernel, bool(exclude_outside)), axis)
         if cropped:
-            beyond = ((where < 0) | (where > size - 1)).to(x.device)
+            beyond = (where < 0) | (where > size - 1)
             shape = [-1 if a == axis else 1 for a in range(x.dim())]
             outside = beyond.reshape(shape) | (outside if outside is not None else False)
     return x if outside is None else x.masked_fill(outside, extrapolation_value)
@@ -75,10 +77,10 @@ def _targets(
 
 
 def _coordinates(
-    size: int, target: int, scale: float, mode: str, edges: tuple[float, float]
+    place: Tensor, size: int, scale: float, mode: str, edges: tuple[float, float]
 ) -> Tensor:
     """Where in the input each output element lies, in input elements."""
-    place = torch.arange(target, dtype=torch.float64)
+    target = len(place)
     if mode == "half_pixel":
         return (place + 0.5) / scale - 0.5
     if mode == "half_pixel_symmetric":
@@ -100,28 +102,19 @@ def _coordinates(
 
 
 def _weights(
-    where: Tensor,
-    size: int,
-    mode: str,
-    nearest_mode: str,
-    a: float,
-    exclude_outside: bool,
-    stretch: float,
+    where: Tensor, size: int, kernel: tuple[str, float, float], exclude_outside: bool
 ) -> Tensor:
     """[target, size] float64: how much of each input element goes into each output element."""
-    if mode == "nearest":
-        chosen = _nearest(where, nearest_mode).clamp(0, size - 1).long()
-        return torch.nn.functional.one_hot(chosen, size).double()
+    mode, a, stretch = kernel
     radius = math.ceil((2 if mode == "cubic" else 1) / stretch)
-    taps = torch.arange(-radius + 1, radius + 1, dtype=torch.float64)
-    base = torch.floor(where)
-    taken = base.unsqueeze(1) + taps
+    taps = torch.arange(-radius + 1, radius + 1, dtype=torch.float64, device=where.device)
+    taken = torch.floor(where).unsqueeze(1) + taps
     distance = (where.unsqueeze(1) - taken).abs() * stretch
     weight = _cubic(distance, a) if mode == "cubic" else (1 - distance).clamp(min=0)
     if exclude_outside:
         weight = weight * ((taken >= 0) & (taken <= size - 1))
     weight = weight / weight.sum(1, keepdim=True)
-    matrix = torch.zeros(len(where), size, dtype=torch.float64)
+    matrix = torch.zeros(len(where), size, dtype=torch.float64, device=where.device)
     return matrix.scatter_add(1, taken.clamp(0, size - 1).long(), weight)
 
 
