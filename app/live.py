@@ -62,22 +62,20 @@ class Follower:
 
     async def next(self, last: int) -> Sequence[Event] | None:
         """Events after `last`: some, or none after KEEP_ALIVE_S of silence; null where none can come any more."""
-        if self.behind:
-            self.behind = False
-            over, found = await asyncio.to_thread(_read, self.job_id, last)
-            self.behind |= bool(found)
-            if over or found:
-                return found or None
-        try:
-            return await asyncio.wait_for(self._unseen(last), KEEP_ALIVE_S)
-        except TimeoutError:
-            self.behind = True  # so that nothing the queue lost stays lost
-            return ()
-
-    async def _unseen(self, last: int) -> Sequence[Event]:
-        while (event := await self._queue.get()).id <= last:
-            pass
-        return (event,)
+        while True:
+            if self.behind:
+                self.behind = False
+                over, found = await asyncio.to_thread(_read, self.job_id, last)
+                self.behind |= bool(found)
+                if over or found:
+                    return found or None
+            try:
+                event = await asyncio.wait_for(self._queue.get(), KEEP_ALIVE_S)
+            except TimeoutError:
+                self.behind = True  # so that nothing the queue lost stays lost
+                return ()
+            if event.id > last:
+                return (event,)
 
 
 def _newest(job_id: str) -> int:
