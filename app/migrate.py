@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import fcntl
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -74,11 +75,19 @@ def _connection(engine: Engine) -> Iterator[Connection]:
     """A connection outside any transaction, whose deeds no other process does at the same time."""
     with engine.connect() as connection:
         if connection.dialect.name == "sqlite":
-            with _foreign_keys_off(connection):
+            with _alone(engine.url.database or ""), _foreign_keys_off(connection):
                 yield connection
         else:
             with _locked(connection):
                 yield connection
+
+
+@contextmanager
+def _alone(database: str) -> Iterator[None]:
+    """Waits for other processes that migrate a SQLite file."""
+    with open(f"{database}.migrating", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager
@@ -110,7 +119,7 @@ def _locked(connection: Connection) -> Iterator[None]:
         connection.commit()
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m app.migrate", description=__doc__)
     commands = parser.add_subparsers(dest="command")
@@ -118,7 +127,7 @@ def main() -> None:
         sub = commands.add_parser(name)
         sub.add_argument(argument, nargs="?" if name == "upgrade" else None, default="head")
     commands.add_parser("check")
-    asked = parser.parse_args()
+    asked = parser.parse_args(arguments)
     home = settings.get().home
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     engine = db.engine()
