@@ -70,7 +70,7 @@ def run(
         limits: max_runtime_s is what this attempt may take, all its children together.
         on_progress: hears of changes, at most about twice a second.
         on_stage: gets the partial report after each stage, also when the job fails later.
-        should_stop: asked about five times a second.
+        should_stop: asked about ten times a second.
         engine: the program, to which the task and the job directory are added.
 
     Raises:

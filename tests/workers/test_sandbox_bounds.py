@@ -165,6 +165,18 @@ def test_stop_is_asked_for_softly_first(run: Run) -> None:
     assert (ended.stop, ended.code) == ("drained", 5)
 
 
+def test_child_hears_signals_that_its_worker_does_not(run: Run) -> None:
+    """Pools of workers ignore and block signals, and children inherit both."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        ended = run("import time; time.sleep(20)", should_stop=lambda: "cancelled")
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        signal.signal(signal.SIGTERM, before)
+    assert (ended.stop, ended.signal) == ("cancelled", signal.SIGTERM)
+
+
 def test_child_that_ignores_sigterm_is_killed_after_the_grace(run: Run) -> None:
     script = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(20)"
     up: list[str] = []

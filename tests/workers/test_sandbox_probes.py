@@ -184,3 +184,8 @@ def test_every_refused_call_is_refused_by_the_running_kernel(attack: Attack) -> 
     answers = json.loads(attack(sweep=table).lines[0])
     assert set(answers.values()) <= {errno.EPERM, errno.EACCES, errno.ENOSYS}, answers
     assert len(answers) > 80
+
+
+def test_documentation_counts_the_attacks() -> None:
+    attacks = len(probes.PROBES) + len(probes.ALONE)
+    assert f"is {attacks} attacks" in (servers.ROOT / "docs" / "security.md").read_text()
