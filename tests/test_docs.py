@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -182,6 +183,20 @@ def test_link_leads_to_a_page_and_a_heading(path: Path) -> None:
         linked = (path.parent / name).resolve() if name else path
         assert linked.exists(), target
         assert not anchor or anchor in _anchors(linked.read_text()), target
+
+
+@pytest.mark.parametrize("path", sorted(DOCS.glob("*.md")), ids=lambda p: p.name)
+def test_page_is_in_the_index(path: Path) -> None:
+    assert path.name == "index.md" or f"]({path.name})" in page("index.md")
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: str(p.relative_to(servers.ROOT)))
+def test_json_is_json_and_a_recipe_is_a_recipe(path: Path) -> None:
+    for block in re.findall(r"^```json\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE):
+        shown = json.loads(block)
+        if "steps" in shown:
+            found = recipe.parse(shown).problems(has_data=True, has_labels=True)
+            assert found == []
 
 
 def _anchors(text: str) -> set[str]:
