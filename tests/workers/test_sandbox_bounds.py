@@ -170,7 +170,12 @@ def test_child_hears_signals_that_its_worker_does_not(run: Run) -> None:
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
-        ended = run("import time; time.sleep(20)", should_stop=lambda: "cancelled")
+        up: list[str] = []
+        ended = run(
+            "import time; print('up', flush=True); time.sleep(20)",
+            on_line=lambda line: not up.append(line),
+            should_stop=lambda: "cancelled" if up else None,
+        )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         signal.signal(signal.SIGTERM, before)

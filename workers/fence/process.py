@@ -35,9 +35,9 @@ def die_with(parent: int) -> None:
 
 def forget_signals() -> None:
     """Undoes what a worker set for itself and children inherit: blocked signals, ignored SIGTERM and SIGINT."""
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
 def limit(limits: dict[str, int]) -> None:
