@@ -1,4 +1,4 @@
-"""Looks after jobs that nobody else does: `python -m app.sweeper`, and a thread in each API process.
+"""Looks after jobs and uploads that nobody else does: `python -m app.sweeper`, and a thread in each API process.
 
 Any number of sweepers may run at once, and one that dies in the middle leaves nothing half done: each deed is
 its own transaction, rows that another sweeper has locked are passed over, and every transition is guarded.
@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import signal
 import threading
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 
 import structlog
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session, load_only
 
-from app import broker, db, jobs, logs, settings
+from app import broker, db, jobs, logs, settings, uploads
 from app.tables import Job
 from modelpress.spec.state import JobState
 
@@ -27,16 +27,22 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Swept:
-    """What one sweep did."""
+    """What one sweep did: jobs taken from silent workers, jobs that waited too long, ids sent, uploads removed."""
 
     lost: int = 0
     expired: int = 0
     sent: int = 0
+    uploads: int = 0
 
 
 def sweep() -> Swept:
-    """Takes jobs from silent workers, expires those that waited too long, and nudges workers for the others."""
-    return Swept(lost=_take_from_silent(), expired=_expire_waiting(), sent=_send_due())
+    """Takes jobs from silent workers, expires what waited too long, and nudges workers for the rest."""
+    return Swept(
+        lost=_take_from_silent(),
+        expired=_expire_waiting(),
+        sent=_send_due(),
+        uploads=_expire_uploads(),
+    )
 
 
 def _take_from_silent() -> int:
@@ -66,6 +72,11 @@ def _expire_waiting() -> int:
             select(Job).where(late).limit(BATCH).with_for_update(skip_locked=True)
         ).all()
         return sum(jobs.give_up_waiting(session, job) is not None for job in rows)
+
+
+def _expire_uploads() -> int:
+    with db.transaction() as session:
+        return uploads.expire(session)
 
 
 def _send_due() -> int:
@@ -147,7 +158,7 @@ class Sweeper:
                 log.warning("a sweep failed", error=repr(e))
             else:
                 if swept != Swept():
-                    log.info("swept", lost=swept.lost, expired=swept.expired, sent=swept.sent)
+                    log.info("swept", **asdict(swept))
             if self._stopped.wait(settings.get().sweep_s):
                 return
 
