@@ -6,6 +6,7 @@ import argparse
 import fcntl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from alembic import command
@@ -58,11 +59,16 @@ def new(engine: Engine, deed: str) -> None:
 
 def is_current(connection: Connection) -> bool:
     """Whether the database has the newest tables."""
-    heads = ScriptDirectory.from_config(_config(connection)).get_heads()
-    return set(MigrationContext.configure(connection).get_current_heads()) == set(heads)
+    return MigrationContext.configure(connection).get_current_revision() == newest()
 
 
-def _config(connection: Connection) -> Config:
+@cache
+def newest() -> str | None:
+    """The revision that `upgrade` ends at."""
+    return ScriptDirectory.from_config(_config(None)).get_current_head()
+
+
+def _config(connection: Connection | None) -> Config:
     config = Config()
     config.set_main_option("script_location", str(Path(migrations.__file__).parent))
     config.set_main_option("file_template", "%%(rev)s")

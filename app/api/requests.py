@@ -32,7 +32,7 @@ class Traced:
             return
         began, status = time.perf_counter(), 500
         request_id = _request_id(Headers(scope=scope).get("x-request-id", ""))
-        scope["state"]["request_id"] = request_id
+        scope.setdefault("state", {})["request_id"] = request_id
 
         async def send_named(message: Message) -> None:
             nonlocal status
