@@ -1,5 +1,7 @@
 # The two commands of the README are `make demo` and `make test`; `make help` lists the rest.
 
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
@@ -20,7 +22,9 @@ setup: $(STAMP) ## Create .venv and install everything; instant when nothing cha
 
 $(STAMP): pyproject.toml constraints.txt
 	@PYTHON=$(PYTHON) VENV=$(VENV) deploy/venv.sh
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	@echo 'installing into $(VENV): about 1.5 GB and some minutes the first time'
+	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]' \
+	    | { grep -v '^Requirement already satisfied' || true; }
 	@rm -f $(VENV)/.installed-*
 	@touch $@
 
