@@ -126,10 +126,12 @@ def look(session: Session, claim: Claim) -> Beat | None:
     return _beat(session.scalar(select(Job.state).where(*_held_by(claim))))
 
 
-def record_progress(session: Session, claim: Claim, progress: Progress) -> Beat | None:
-    """Stores where the job is, with an event; None where the job is no longer this worker's."""
+def record_progress(
+    session: Session, claim: Claim, progress: Progress, *, is_news: bool = True
+) -> Beat | None:
+    """Stores where the job is, with an event if that is news; None where the job is no longer this worker's."""
     beat = _write(session, claim, progress=progress.model_dump(mode="json"))
-    if beat is not None:
+    if beat is not None and is_news:
         events.progress(session, claim.job, progress)
     return beat
 

@@ -23,6 +23,7 @@ from modelpress.spec.progress import Progress
 from modelpress.spec.report import Report
 
 TICK_S = 0.5  # progress is written at most this often
+NEWS_S, NEWS_RATIO = 5.0, 0.01  # and is an event this often, or when this much more is done
 LOOK_S = 1.0  # how soon a cancelled job is noticed
 SELF_FENCE_RATIO = 0.75
 
@@ -39,6 +40,7 @@ class Keeper:
         self._progress: Progress | None = None
         self._report: Report | None = None
         self._stages_told = 0
+        self._news: tuple[Progress, float] | None = None  # the last that was an event, and when
         self._cancelled = self._fenced = False
         self._sign_at = self._look_at = time.monotonic()
         self._writing = threading.Lock()
@@ -100,8 +102,20 @@ class Keeper:
             self._stages_told = len(report.stages)
             self._report = None if self._report is report else self._report
         if (progress := self._progress) is not None:
-            self._sign(partial(jobs.record_progress, progress=progress))
+            is_news = self._is_news(progress)
+            self._sign(partial(jobs.record_progress, progress=progress, is_news=is_news))
+            if is_news:
+                self._news = progress, time.monotonic()
             self._progress = None if self._progress is progress else self._progress
+
+    def _is_news(self, progress: Progress) -> bool:
+        """Whether those who follow the job want to hear it; a job of hours would else tell them 40,000 times."""
+        if self._news is None or progress.event != "progress":
+            return True
+        told, at = self._news
+        more = progress.fraction - told.fraction
+        late = time.monotonic() - at >= NEWS_S
+        return progress.stage != told.stage or more >= NEWS_RATIO or late
 
     def _sign(self, write: Callable[[Session, Claim], Beat | None], *, renews: bool = True) -> None:
         began = time.monotonic()  # the lease can't be shorter than counted from before the write
