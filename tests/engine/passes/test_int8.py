@@ -277,3 +277,62 @@ def test_a_float16_net_is_refused_with_the_reason(tmp_path):
     )
     with pytest.raises(NothingChanged, match="only float32 is quantized"):
         quantize(model, tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["static", "dynamic"])
+@pytest.mark.parametrize(
+    "layers",
+    [
+        "y = MatMul(x, w)",
+        "m = MatMul(x, w)  y = Add(m, b)",
+        "y = Gemm(x, w, b)",
+        "y = Gemm<transB = 1>(x, w, b)",
+    ],
+)
+def test_a_layer_that_ends_the_graph_keeps_the_name_of_its_output(layers, mode, tmp_path):
+    model = text(
+        f"net (float[batch, 8] x) => (float[batch, 8] y) <float[8, 8] w, float[8] b> {{ {layers} }}"
+    )
+    model, result, _ = quantize(model, tmp_path, mode=mode)
+    assert [v.name for v in result.outputs] == ["y"]
+    kernel = {"static": ("QGemm", "MatMulIntegerToFloat"), "dynamic": ("DynamicQuantizeMatMul",)}
+    assert sum(fused(tmp_path)[name] for name in kernel[mode]) == 1
+    feeds = nets.feeds(model, 16, seed=1)
+    before = onnxruntime.InferenceSession(model.SerializeToString()).run(None, feeds)[0]
+    after = onnxruntime.InferenceSession(tmp_path / "int8.onnx").run(["y"], feeds)[0]
+    assert np.linalg.norm(after - before) < 0.05 * np.linalg.norm(before)
+
+
+@pytest.mark.parametrize("keepdims", [0, 1])
+def test_a_mean_over_space_runs_on_integers(keepdims, tmp_path):
+    shape = "float[batch, 4, 1, 1]" if keepdims else "float[batch, 4]"
+    tail = "d = Flatten(p)" if keepdims else "d = Identity(p)"
+    model = text(f"""
+        net (float[batch, 1, 8, 8] x) => ({shape} p, float[batch, 3] y) <float[4, 1, 3, 3] w, float[3, 4] v>
+        {{ c = Conv(x, w)  p = ReduceMean<axes = [2, 3], keepdims = {keepdims}>(c)  {tail}  y = Gemm<transB = 1>(d, v) }}
+    """)
+    model, _, _ = quantize(model, tmp_path)
+    found = fused(tmp_path)
+    assert (found["QLinearConv"], found["QLinearGlobalAveragePool"], found["ReduceMean"]) == (
+        1,
+        1,
+        0,
+    )
+    feeds = nets.feeds(model, 16, seed=1)
+    before = onnxruntime.InferenceSession(model.SerializeToString()).run(["p", "y"], feeds)
+    after = onnxruntime.InferenceSession(tmp_path / "int8.onnx").run(["p", "y"], feeds)
+    for a, b in zip(before, after, strict=True):
+        assert a.shape == b.shape
+        assert np.linalg.norm(a - b) < 0.05 * np.linalg.norm(a)
+
+
+def test_what_exporters_compute_at_each_run_is_stored_first(tmp_path):
+    """A bias of zeros made from the weight's shape, as torch.onnx.export(dynamo=True) writes it."""
+    model = text("""
+        net (float[batch, 1, 8, 8] x) => (float[batch, 4, 6, 6] y) <float[4, 1, 3, 3] w>
+        { s = Shape<end = 1>(w)  o = Constant<value_float = 0.0>()  l = CastLike(o, x)  b = Expand(l, s)
+          c = Conv(x, w, b)  y = Relu(c) }
+    """)
+    _, result, _ = quantize(model, tmp_path)
+    assert fused(tmp_path)["QLinearConv"] == 1
+    assert not {"Shape", "Expand", "CastLike"} & {node.op_type for node in result.nodes}

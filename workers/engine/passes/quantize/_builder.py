@@ -61,6 +61,12 @@ class Builder:
             op_type, inputs, attributes, outputs=[out], name=self.fresh(f"{out.name}_node")
         )
 
+    def take_place(self, old: ir.Value, new: ir.Value) -> None:
+        """Everything that read `old`, outputs of the graph too, reads `new`, which takes its name."""
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+        new.shape, name = old.shape, old.name
+        old.name, new.name = self.fresh(f"{name}_before"), name
+
     def insert_before(self, node: ir.Node, *new: ir.Node) -> None:
         """Puts the nodes right before `node`, in the order given."""
         self.graph.model.graph.insert_before(node, new)

@@ -74,7 +74,7 @@ class _Rewriter:
         if target.bias is not None:
             new.append(make("Add", [result.outputs[0], target.bias], f"{name}_biased", like=out))
         self._builder.insert_before(node, *new)
-        edit.replace_uses(out, new[-1].outputs[0])
+        self._builder.take_place(out, new[-1].outputs[0])
         return describe(codes, limit)
 
     def _upright(self, target: Target) -> Target:

@@ -56,6 +56,34 @@ def _mover_before(cut: ir.Node) -> ir.Node | None:
     return node if _plan.only_use(value) is cut and not _plan.is_constant(node.inputs[0]) else None
 
 
+def pool_means(graph: Graph, ranks: Mapping[str, int]) -> None:
+    """Turns means over all of space into pooling, which has an integer kernel.
+
+    ReduceMean(axes 2, 3) of x: [N, C, H, W]    becomes    GlobalAveragePool, then Squeeze where keepdims is 0.
+    """
+    builder = Builder(graph)
+    for node in graph.nodes:
+        if node.op_type != "ReduceMean" or not _is_over_space(node, ranks):
+            continue
+        out = node.outputs[0]
+        new = [builder.node("GlobalAveragePool", node.inputs[:1], f"{out.name}_pool")]
+        if not node.attributes.get_int("keepdims", 1):
+            new.append(
+                builder.node("Squeeze", [new[0].outputs[0], node.inputs[1]], f"{out.name}_flat")
+            )
+        builder.insert_before(node, *new)
+        builder.take_place(out, new[-1].outputs[0])
+    edit.remove_dead(graph)
+
+
+def _is_over_space(node: ir.Node, ranks: Mapping[str, int]) -> bool:
+    axes = node.inputs[1] if len(node.inputs) > 1 else None
+    rank = ranks.get(_name(node.inputs[0]), 0)
+    if not 3 <= rank <= 5 or axes is None or not _plan.is_constant(axes):
+        return False
+    return sorted(int(a) % rank for a in array(axes).reshape(-1)) == list(range(2, rank))
+
+
 def join_biases(graph: Graph, ranks: Mapping[str, int]) -> None:
     """Makes biases behind MatMul digestible for ONNX Runtime.
 
@@ -125,7 +153,7 @@ def _to_gemm(builder: Builder, matmul: ir.Node, add: ir.Node, bias: ir.Value) ->
         "Gemm", [matmul.inputs[0], matmul.inputs[1], flat], f"{out.name}_gemm", like=out
     )
     builder.insert_before(add, gemm)
-    edit.replace_uses(out, gemm.outputs[0])
+    builder.take_place(out, gemm.outputs[0])
     edit.remove_dead(builder.graph)
 
 

@@ -21,7 +21,7 @@ from workers.engine.errors import NothingChanged
 from workers.engine.graph import Graph, edit, match, shapes
 from workers.engine.graph.ops import TABLE, key
 from workers.engine.measure import environment
-from workers.engine.passes import _weights
+from workers.engine.passes import _constants, _weights
 from workers.engine.passes.quantize import _affine, _dynamic, _plan, _prepare, _static, _targets
 from workers.engine.passes.quantize._targets import Target
 
@@ -55,12 +55,14 @@ def apply(graph: Graph, step: QuantizeInt8, ctx: Context) -> Graph:
         NothingChanged: no layer could be quantized.
         BadModel: an activation is not finite on calibration samples.
     """
-    _fold(graph, ctx)
+    _fold(graph, _shapes(graph, ctx), ctx)
     other_weights = match.not_layers(graph)
     _prepare.scale_gemms(graph)
     if step.mode == "static":
+        ranks = _ranks(graph, _shapes(graph, ctx))
+        _prepare.join_biases(graph, ranks)
+        _prepare.pool_means(graph, ranks)
         _prepare.pull_cuts(graph)
-        _prepare.join_biases(graph, _ranks(graph, ctx))
     targets = _targets.find(graph, step, ctx)
     products = _products(graph, step, ctx)
     _check_something_to_do(targets, products, step, ctx)
@@ -84,20 +86,24 @@ def _products(graph: Graph, step: QuantizeInt8, ctx: Context) -> list[ir.Node]:
     return found
 
 
-def _fold(graph: Graph, ctx: Context) -> None:
+def _fold(graph: Graph, input_shapes: shapes.Shapes, ctx: Context) -> None:
     _prepare.drop_identities(graph)
     _weights.turn(graph, copy_shared=True)
+    _constants.fold(graph, input_shapes)
     folded = edit.fold_batch_norm(graph)
     if folded:
         ctx.note(f"{len(folded)} BatchNormalization nodes were folded into the layers before them")
 
 
-def _ranks(graph: Graph, ctx: Context) -> dict[str, int]:
-    """Number of dimensions of every value."""
+def _shapes(graph: Graph, ctx: Context) -> shapes.Shapes:
     sample = ctx.train.batch([0]) if ctx.train is not None else {}
     given = {name: array.shape for name, array in sample.items()}
-    inferred = shapes.infer(graph, shapes.example_shapes(graph, given=given))
-    return {name: len(shape) for name, shape in inferred.items()}
+    return shapes.example_shapes(graph, given=given)
+
+
+def _ranks(graph: Graph, input_shapes: shapes.Shapes) -> dict[str, int]:
+    """Number of dimensions of every value."""
+    return {name: len(shape) for name, shape in shapes.infer(graph, input_shapes).items()}
 
 
 def _check_something_to_do(
