@@ -25,8 +25,8 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         scene |= props(stack, scene)
         jobdir = Path(scene["jobdir"])
-        probes = jobdir / "input" / "probes.py"
-        argv = [sys.executable, str(probes), json.dumps(scene), *alone]
+        boot = [sys.executable, "-c", scene["boot"], str(jobdir / "input")]
+        argv = [*boot, json.dumps(scene), *alone]
         told = fenced(argv, jobdir, scene) if scene["inside"] else bare(argv, jobdir)
     sys.stdout.write(json.dumps(told))
 

@@ -99,11 +99,13 @@ def set_up(top: Path, uid: int) -> dict[str, object]:
     (other / "input" / "model.onnx").write_text("another's model")
     (stage / "jobs" / "secret.env").write_text("password")
     (stage / "spoil").write_text("something to spoil")
-    for script in ("probes.py", "scene_worker.py"):
-        shutil.copy(HERE / script, (jobdir / "input" if script == "probes.py" else stage) / script)
+    shutil.copy(HERE / "scene_worker.py", stage)
+    copied = jobdir / "input" / "tests" / "workers" / "probes"
+    shutil.copytree(HERE / "probes", copied, ignore=shutil.ignore_patterns("__pycache__"))
     for path in (stage, *stage.rglob("*")):
         os.chown(path, uid, os.getgid() if uid == os.getuid() else uid)
     return {
+        "boot": probes.BOOT,
         "stage": str(stage),
         "jobdir": str(jobdir),
         "other": str(other),
