@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 
 import structlog
-from sqlalchemy import select, update
-from sqlalchemy.orm import Session, load_only
+from sqlalchemy import ColumnElement, select, update
+from sqlalchemy.orm import Session
 
 from app import broker, db, jobs, logs, settings, uploads
 from app.tables import Job
@@ -46,32 +47,44 @@ def sweep() -> Swept:
 
 
 def _take_from_silent() -> int:
-    with db.transaction() as session:
-        silent = Job.state.in_(jobs.HELD) & (Job.lease_until < db.now(session))
-        rows = session.scalars(
-            select(Job)
-            .options(load_only(Job.fence, Job.owner, Job.attempt))
-            .where(silent)
-            .order_by(Job.lease_until)
-            .limit(BATCH)
-            .with_for_update(skip_locked=True)
-        ).all()
-        for job in rows:
-            owner, attempt = job.owner, job.attempt
-            state = jobs.lose(session, jobs.Claim(job, job.fence))
-            log.warning(
-                "a worker fell silent", job_id=job.id, worker=owner, attempt=attempt, now=state
-            )
-        return len(rows)
+    return _each(lambda now: Job.state.in_(jobs.HELD) & (Job.lease_until < now), _take)
+
+
+def _take(session: Session, job: Job) -> None:
+    worker, attempt = job.owner, job.attempt
+    state = jobs.lose(session, jobs.Claim(job, job.fence))
+    log.warning("a worker fell silent", job_id=job.id, worker=worker, attempt=attempt, now=state)
 
 
 def _expire_waiting() -> int:
-    with db.transaction() as session:
-        late = (Job.state == JobState.QUEUED) & (Job.pending_until < db.now(session))
-        rows = session.scalars(
-            select(Job).where(late).limit(BATCH).with_for_update(skip_locked=True)
-        ).all()
-        return sum(jobs.give_up_waiting(session, job) is not None for job in rows)
+    return _each(
+        lambda now: (Job.state == JobState.QUEUED) & (Job.pending_until < now),
+        jobs.give_up_waiting,
+    )
+
+
+def _each(
+    matches: Callable[[datetime], ColumnElement[bool]], act: Callable[[Session, Job], object]
+) -> int:
+    """Acts on up to BATCH jobs, each in a transaction of its own; one that fails does not keep the others waiting."""
+    tried: list[str] = []
+    while len(tried) < BATCH:
+        with db.transaction() as session:
+            job = session.scalars(
+                select(Job)
+                .where(matches(db.now(session)), Job.id.not_in(tried))
+                .limit(1)
+                .with_for_update(skip_locked=True)
+            ).first()
+            if job is None:
+                break
+            tried.append(job.id)
+            try:
+                with session.begin_nested():
+                    act(session, job)
+            except Exception:
+                log.exception("a job can't be swept", job_id=job.id)
+    return len(tried)
 
 
 def _expire_uploads() -> int:
