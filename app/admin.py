@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from sqlalchemy.orm import Session
@@ -58,7 +59,7 @@ def _write_private(path: Path, text: str) -> None:
     staged.replace(path)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m app.admin", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -67,7 +68,7 @@ def main() -> None:
     create.add_argument("--name", default="made by app.admin", help="a name for people")
     create.add_argument("--admin", action="store_true", help="may make projects, and any keys")
     commands.add_parser("ensure-embedded", help="leave a key for the CLI on this machine")
-    asked = parser.parse_args()
+    asked = parser.parse_args(arguments)
     values = settings.get()
     with db.transaction() as session:
         if asked.command == "create-key":

@@ -69,6 +69,8 @@ def _rendering(*, json: bool) -> list[structlog.types.Processor]:
         ]
     return [
         structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            colors=sys.stderr.isatty(),
+            exception_formatter=structlog.dev.plain_traceback,
+            repr_native_str=True,  # a path may hold a newline, which must not begin a line
         )
     ]
