@@ -80,7 +80,7 @@ def _memory_limit(detail: str, limits: Limits, stage: str) -> Failure:
 
 
 def _killed(ended: sandbox.Exit, limits: Limits, stage: str) -> Failure:
-    name = signal.Signals(ended.signal or 0).name
+    name = signal.strsignal(ended.signal or 0) or f"signal {ended.signal}"
     if ended.signal == signal.SIGXCPU:
         return _runtime_limit("used up the processor time that goes with its limit", limits, stage)
     if ended.signal == signal.SIGABRT and "std::bad_alloc" in ended.log_tail:
@@ -91,14 +91,14 @@ def _killed(ended: sandbox.Exit, limits: Limits, stage: str) -> Failure:
             FailureClass.TRANSIENT,
             "killed",
             stage,
-            f"something outside ModelPress ended the engine with {name} when it held {ended.peak_memory_bytes // MIB} MiB",
+            f"something outside ModelPress ended the engine ({name}) when it held {ended.peak_memory_bytes // MIB} MiB",
             "if the machine ran out of memory, run fewer jobs at once or lower limits.max_memory_bytes",
         )
     return _failure(
         FailureClass.INTERNAL,
         "crashed",
         stage,
-        f"the engine crashed with {name}",
+        f"the engine crashed: {name}",
         "please report it, with the log of the attempt",
     )
 

@@ -62,7 +62,7 @@ def _entries(directory: Path) -> Iterator[os.DirEntry[str]]:
     try:
         with os.scandir(directory) as entries:
             yield from entries
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as e:
         raise HostileOutput(f"directory that can't be listed: {e.strerror}") from e

@@ -188,6 +188,11 @@ as_told()
             ("failed", FailureClass.INTERNAL, "crashed"),
         ),
         (
+            "import os; os.kill(os.getpid(), 40)",
+            {},
+            ("failed", FailureClass.INTERNAL, "crashed"),
+        ),
+        (
             "import os; sys.stderr.write('std::bad_alloc'); sys.stderr.flush(); os.abort()",
             {},
             ("failed", FailureClass.RESOURCE, "memory_limit"),

@@ -33,7 +33,7 @@ def run(tmp_path: Path) -> Run:
 
 
 def breach_of(ended: sandbox.Exit) -> str | None:
-    assert ended.breach is None or ended.signal is signal.SIGKILL
+    assert ended.breach is None or ended.signal == signal.SIGKILL
     return ended.breach and ended.breach[0]
 
 
@@ -203,7 +203,7 @@ def test_worker_that_lost_its_lease_kills_at_once(run: Run) -> None:
 
 
 def test_flood_of_lines_is_cut_off(run: Run, monkeypatch) -> None:
-    monkeypatch.setattr(streams, "MAX_TOTAL_BYTES", 4 * MIB)
+    monkeypatch.setattr(streams, "BURST_BYTES", 4 * MIB)
     ended = run("while True: print('x' * 1000)")
     assert breach_of(ended) == "output"
     assert len(ended.log_tail) <= streams.LOG_TAIL_BYTES

@@ -12,7 +12,7 @@ from typing import IO
 from workers import text
 
 MAX_LINE_BYTES = 16_384
-MAX_TOTAL_BYTES = 256 << 20
+BURST_BYTES, BYTES_PER_S = 64 << 20, 16 << 10  # an honest engine says some hundred bytes a second
 LOG_TAIL_BYTES = 64 << 10
 _CHUNK_BYTES = 64 << 10
 
@@ -30,6 +30,7 @@ class Streams:
         self._pending = bytearray()  # a line that has not ended yet
         self._too_long = False  # the rest of that line goes to the log
         self._log = bytearray()
+        self._started = time.monotonic()
         self.total_bytes = 0
         self._selector = selectors.DefaultSelector()
         for stream, take in ((output, self._take_output), (errors, self._take_log)):
@@ -39,7 +40,8 @@ class Streams:
     @property
     def flooded(self) -> bool:
         """Whether the child has said more than any honest child does."""
-        return self.total_bytes > MAX_TOTAL_BYTES
+        seconds = time.monotonic() - self._started
+        return self.total_bytes > BURST_BYTES + BYTES_PER_S * seconds
 
     def wake_on(self, handle: int) -> None:
         """Has `pump` return early once this descriptor is readable."""

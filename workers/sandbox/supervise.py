@@ -56,7 +56,7 @@ class Exit:
 
     stop: Stop | None  # asked for by the caller
     breach: tuple[Breach, str] | None  # the bound it went over, and by what
-    signal: signal.Signals | None  # what killed it, if anything did
+    signal: int | None  # what killed it, if anything did
     code: int | None  # its exit status, if it exited
     seconds: float
     peak_memory_bytes: int
@@ -124,7 +124,7 @@ def run(
     return Exit(
         stop=stop,
         breach=breach,
-        signal=signal.Signals(-status) if status < 0 else None,
+        signal=-status if status < 0 else None,
         code=status if status >= 0 else None,
         seconds=time.monotonic() - started,
         peak_memory_bytes=watch.peak_memory_bytes,
@@ -226,7 +226,7 @@ def _supervise(
 def _flood(streams: Streams) -> watchdog.Found | None:
     if not streams.flooded:
         return None
-    return watchdog.Found("output", f"printed more than {streams.total_bytes >> 20} MiB")
+    return watchdog.Found("output", f"printed {streams.total_bytes >> 20} MiB in no time")
 
 
 @contextlib.contextmanager
