@@ -46,6 +46,10 @@ def test_a_graph_of_many_bytes_keeps_its_weights_in_a_second_file(tmp_path):
     np.testing.assert_array_equal(execute.run(formats.load(large), feeds)["logits"], want)
     got = ort.InferenceSession(large).run(None, feeds)[0]
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+    formats.save(formats.load(large), tmp_path / "whole.onnx")
+    assert not onnx.external_data_helper.uses_external_data(
+        onnx.load(tmp_path / "whole.onnx", load_external_data=False).graph.initializer[0]
+    )
     onnx_format.save(graph, tmp_path / "other.onnx", inline_bytes=1000)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "large.onnx",
@@ -53,6 +57,7 @@ def test_a_graph_of_many_bytes_keeps_its_weights_in_a_second_file(tmp_path):
         "net.onnx",
         "other.onnx",
         "other.onnx.data",
+        "whole.onnx",
     ]
 
 

@@ -82,7 +82,9 @@ def test_onnxs_own_cases(cases, capsys):
         passed += good
         wrong += [] if good else [case.name]
     with capsys.disabled():
-        sys.stdout.write(f"\nONNX conformance: {passed} of {len(cases)} single-operator cases pass\n")
+        sys.stdout.write(
+            f"\nONNX conformance: {passed} of {len(cases)} single-operator cases pass\n"
+        )
     sys.stdout.write(f"operators we lack: {dict(missing.most_common())}\n")
     sys.stdout.write("\n".join(["wrong:", *wrong]))
     assert passed >= FLOOR

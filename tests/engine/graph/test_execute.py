@@ -194,3 +194,23 @@ def test_a_clone_is_independent(net):
     verify.verify(other)
     after = execute.run(graph, feeds)
     assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_a_module_on_another_device_keeps_shape_arithmetic_on_the_host(net):
+    """The meta device stands for an accelerator: whatever must not leave the host would fail here."""
+    _, _, graph, model = net
+    feeds = nets.feeds(model, batch=3)
+    module = execute.as_module(graph).to("meta").eval()
+    (output,) = module(*(x.to("meta") for x in _tensors(feeds)))
+    (want,) = execute.run(graph, feeds).values()
+    assert output.device.type == "meta"
+    assert tuple(output.shape) == want.shape
+
+
+def test_mixed_precision_trains(net):
+    _, _, graph, model = net
+    module = execute.as_module(graph).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        (output,) = module(*_tensors(nets.feeds(model)))
+    output.float().square().mean().backward()
+    assert all(weight.grad.isfinite().all() for weight in module.weights.values())

@@ -26,7 +26,7 @@ def load(path: Path) -> Graph:
     """
     limits.check(path)
     try:
-        model = ir.load(path)
+        model = ir.load(path, format="protobuf")
     except Exception as error:
         raise BadModel(f"the file is no ONNX model: {error}") from error
     normal.normalise(model)
@@ -51,7 +51,8 @@ def save(graph: Graph, path: Path, *, inline_bytes: int = INLINE_BYTES) -> None:
         value.const_value.nbytes for value in graph.initializers.values() if value.const_value
     )
     if weights + 2**20 < inline_bytes:
-        data = ir.to_proto(graph.model).SerializeToString(deterministic=True)
+        inside = ir.external_data.load_to_model(graph.model.clone())
+        data = ir.to_proto(inside).SerializeToString(deterministic=True)
         unfinished.write_bytes(data)
     else:
         ir.save(graph.model.clone(), unfinished, external_data=f"{path.name}.data")

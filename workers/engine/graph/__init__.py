@@ -2,4 +2,6 @@
 
 from workers.engine.graph.graph import Graph
 
-__all__ = ["Graph"]
+from workers.engine.graph import edit, execute, match, shapes, verify  # isort: skip
+
+__all__ = ["Graph", "edit", "execute", "match", "shapes", "verify"]

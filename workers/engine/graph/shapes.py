@@ -120,15 +120,9 @@ def measure(graph: Graph, input_shapes: Shapes) -> Facts:
     Raises:
         BadModel: shapes do not fit each other, or depend on the data.
     """
-    values: program.Values = {}
-    for value in graph.inputs:
-        shape = tuple(input_shapes[value.name or ""])
-        dtype = tensors.dtype_of(value.dtype or ir.DataType.FLOAT)
-        values[value.name or ""] = torch.empty(shape, dtype=dtype, device=_META)
-    for name, initializer in graph.initializers.items():
-        values[name] = _stand_in(initializer)
-    machine = _Ruler(values)
     try:
+        values = _stand_ins(graph, input_shapes)
+        machine = _Ruler(values)
         machine.run(program.prepare(graph.model.graph), values)
     except EngineError:
         raise
@@ -149,6 +143,18 @@ def _misfit(error: Exception) -> BadModel:
 
 def _where(error: Exception) -> str:
     return " ".join(getattr(error, "__notes__", [])[:1])
+
+
+def _stand_ins(graph: Graph, input_shapes: Shapes) -> program.Values:
+    """A tensor without elements for each input and large initializer, small ones as they are."""
+    values: program.Values = {}
+    for value in graph.inputs:
+        shape = tuple(input_shapes[value.name or ""])
+        dtype = tensors.dtype_of(value.dtype or ir.DataType.FLOAT)
+        values[value.name or ""] = torch.empty(shape, dtype=dtype, device=_META)
+    for name, initializer in graph.initializers.items():
+        values[name] = _stand_in(initializer)
+    return values
 
 
 def _stand_in(initializer: ir.Value) -> torch.Tensor:

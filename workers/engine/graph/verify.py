@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from workers.engine.errors import BadModel, Unsupported
 from workers.engine.graph.graph import Graph
-from workers.engine.graph.ops import TABLE, key
+from workers.engine.graph.ops import TABLE, Operator, key
 
 
 def verify(graph: Graph) -> None:
@@ -39,12 +39,20 @@ def _verify_operators(graph: Graph) -> None:
             hint="export the model with standard ONNX operators",
         )
     for node in ir.traversal.RecursiveGraphIterator(graph.model.graph):
-        known = TABLE[key(node.domain, node.op_type)].attributes
-        if strange := sorted(set(node.attributes) - known):
-            raise Unsupported(
-                f"{node.op_type} '{node.name}' has unknown attribute {', '.join(strange)}",
-                layer=node.name or "",
-            )
+        _verify_signature(node, TABLE[key(node.domain, node.op_type)])
+
+
+def _verify_signature(node: ir.Node, operator: Operator) -> None:
+    label, layer = f"{node.op_type} '{node.name}'", node.name or ""
+    if strange := sorted(set(node.attributes) - operator.attributes):
+        raise Unsupported(f"{label} has unknown attribute {', '.join(strange)}", layer=layer)
+    if missing := sorted(operator.required - set(node.attributes)):
+        raise BadModel(f"{label} lacks attribute {', '.join(missing)}", layer=layer)
+    if len(node.inputs) not in operator.operands:
+        fewest, most = operator.operands[0], operator.operands[-1]
+        raise BadModel(
+            f"{label} has {len(node.inputs)} operands; it takes {fewest} to {most}", layer=layer
+        )
 
 
 def _verify_scope(graph: ir.Graph, outer: set[str], nodes: set[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
@@ -47,6 +48,10 @@ class Operator:
     """Multiply-accumulates from operands and results; None where it has none."""
     attributes: frozenset[str] = frozenset()
     """Names of the attributes it understands."""
+    required: frozenset[str] = frozenset()
+    """Those of them without a default."""
+    operands: range = range(1)
+    """How many operands it takes."""
 
 
 Compute = TypeVar("Compute", bound=Callable[..., Result])
@@ -80,6 +85,8 @@ def operator(
             moves_data=moves_data,
             macs=macs,
             attributes=_keywords(compute),
+            required=_required(compute),
+            operands=_operands(compute, 1 if takes_call else 0),
         )
         return compute
 
@@ -93,4 +100,20 @@ def key(domain: str, op_type: str) -> str:
 
 def _keywords(compute: Callable[..., Result]) -> frozenset[str]:
     parameters = inspect.signature(compute).parameters.values()
-    return frozenset(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
+    return frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+
+
+def _required(compute: Callable[..., Result]) -> frozenset[str]:
+    parameters = inspect.signature(compute).parameters
+    return frozenset(
+        a for a in _keywords(compute) if parameters[a].default is inspect.Parameter.empty
+    )
+
+
+def _operands(compute: Callable[..., Result], others: int) -> range:
+    parameters = inspect.signature(compute).parameters.values()
+    fixed = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    least = sum(p.default is inspect.Parameter.empty for p in fixed)
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return range(least - others, sys.maxsize)
+    return range(least - others, len(fixed) - others + 1)
