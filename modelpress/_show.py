@@ -121,6 +121,8 @@ def step(kind: str) -> Table:
 
 def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for index, column in enumerate(columns):
+        table.add_column(
+            column, overflow="fold", no_wrap=index == 0
+        )  # what people copy stays whole
     return table
