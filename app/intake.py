@@ -20,7 +20,7 @@ from app.tables import Upload
 from app.uploads import Writing
 
 SILENCE_S = 30.0
-_RENEW_S = 15.0
+_RENEW_S = 5.0
 _BLOCK_BYTES = 1 << 20
 
 P = ParamSpec("P")

@@ -6,6 +6,7 @@ a path. obstore hangs in a forked child whose parent used it, so a Celery parent
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import shutil
@@ -26,6 +27,7 @@ from app import errors, settings
 from app.settings import Settings
 
 if TYPE_CHECKING:
+    from obstore import Bytes
     from obstore.store import S3Config
 
 _PART_BYTES = 8 << 20
@@ -80,13 +82,28 @@ class Store:
                 _sync(self._root / key)
 
     async def stream(self, key: str, start: int, end: int) -> AsyncIterator[bytes]:
-        """The bytes from `start` up to `end`, which is not included, in requests that a slow reader can't time out."""
-        while start < end:
-            with _translated(key):
-                stop = min(start + _READ_BYTES, end)
-                block = await obstore.get_range_async(self._objects, key, start=start, end=stop)
-            start += len(block)
-            yield bytes(block)
+        """The bytes from `start` up to `end`, which is not included; one block is read ahead.
+
+        Each block is a request of its own, so a slow reader runs into no timeout of the store.
+        """
+        ahead = self._begin_block(key, start, end) if start < end else None
+        try:
+            while ahead is not None:
+                with _translated(key):
+                    block = await ahead
+                start += len(block)
+                ahead = self._begin_block(key, start, end) if start < end else None
+                yield bytes(block)
+        finally:
+            if ahead is not None:
+                ahead.cancel()
+
+    def _begin_block(self, key: str, start: int, end: int) -> asyncio.Future[Bytes]:
+        stop = min(start + _READ_BYTES, end)
+        request = obstore.get_range_async(self._objects, key, start=start, end=stop)
+        block = asyncio.ensure_future(request)
+        block.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return block
 
     def fetch_to_file(self, key: str, path: Path, *, sha256: str = "") -> None:
         """Puts an object at a new path: a hard link where the store is on the same disk, else a copy.

@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from app import db, errors, ids, settings, storage
 from app.tables import Upload
 
-LEASE_S = 60.0
+LEASE_S = 40.0
 _EXPIRED_AT_ONCE = 20
 
 
