@@ -289,6 +289,27 @@ def test_constraints_are_judged_on_the_last_stage(digits):
     assert report.outcome is Outcome.BEST_EFFORT
 
 
+def test_the_report_says_which_gains_did_not_come(digits):
+    report = finished(digits([PRUNE, INT8]))
+    pruned, quantized = report.stages[1:]
+    assert any("made the file no smaller" in note for note in pruned.notes)
+    assert not any("made the file no smaller" in note for note in quantized.notes)
+    for stage, before in ((pruned, report.stages[0]), (quantized, pruned)):
+        gained = stage.latency.ratio < verdict.FASTER_BELOW * before.latency.ratio
+        assert gained != any("faster here" in n or "slower here" in n for n in stage.notes)
+
+
+def test_an_upload_that_is_quantized_already_can_be_measured(tmp_path, digits):
+    first = digits([INT8])
+    pipeline.compress(first)
+    model = onnx.load(first / order.ARTIFACTS / "model.onnx")
+    arrays = jobs.arrays_of(nets.plain_cnn(0), 60)
+    jobdir = jobs.make(tmp_path / "again", model, [PRUNE], train=arrays)
+    with pytest.raises(NothingChanged, match="no weight"):
+        pipeline.compress(jobdir)
+    assert [stage.name for stage in report_of(jobdir).stages] == ["baseline"]
+
+
 def test_outcomes():
     stage = json.loads(STAGE)
     base = Report.model_validate(

@@ -154,7 +154,7 @@ def _reason(op_type: str, step: QuantizeInt8) -> str:
     if step.mode == "dynamic":
         return "stays in float: dynamic mode quantizes matrix products only"
     if op_type in _plan.KERNELS:
-        return "stays in float: excluded, or without a weight that can be quantized"
+        return "stays in float: excluded, without a constant weight, or skipped above"
     if op_type in _plan.JOINERS or op_type in _plan.CUTS:
         return "stays in float: what it reads or what reads it is float too"
     return "stays in float: ONNX Runtime has no 8-bit kernel for it, or its accuracy would suffer"
