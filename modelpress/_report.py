@@ -7,6 +7,7 @@ import re
 
 from rich import box
 from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -129,18 +130,20 @@ def _caption(report: Report) -> Text:
 
 def _about(stage: Stage) -> list[RenderableType]:
     """What a stage changed, left alone and noted; nothing for a baseline without notes."""
-    lines = [Text(f"  • {note}") for note in stage.notes]
-    lines += [
-        Text(f"  • left alone: {s.layer} ({s.reason})") for s in stage.skipped[:SHOWN_SKIPPED]
-    ]
+    lines = [_bullet(note) for note in stage.notes]
+    lines += [_bullet(f"left alone: {s.layer} ({s.reason})") for s in stage.skipped[:SHOWN_SKIPPED]]
     hidden = len(stage.skipped) - SHOWN_SKIPPED
     if hidden > 0:
-        lines.append(Text(f"  • left alone: {hidden} more, see report.json"))
+        lines.append(_bullet(f"left alone: {hidden} more, see report.json"))
     if stage.step is None and not lines:
         return []
     counts = f"{_count(len(stage.touched), 'layer')} changed, {len(stage.skipped)} left alone"
     detail = "" if stage.step is None else f": {counts}, {stage.seconds:.1f} s"
     return [Text.assemble((stage.name, "bold"), detail), *lines]
+
+
+def _bullet(text: str) -> Padding:
+    return Padding(Text(f"• {text}"), (0, 0, 0, 2))
 
 
 def _constraint(result: ConstraintResult) -> Text:
