@@ -381,6 +381,16 @@ def test_job_that_no_worker_takes_expires(me: Principal) -> None:
     assert (row.state, row.failure["code"]) == ("expired", "pending_limit")
 
 
+def test_only_a_waiting_job_waits_too_long(me: Principal) -> None:
+    job_id = making.job(me)
+    take(job_id)
+    _set_past(job_id, "pending_until")
+    with db.transaction() as session:
+        assert jobs.give_up_waiting(session, session.get_one(Job, job_id)) is None
+    assert sweeper.sweep().expired == 0
+    assert making.row(job_id).state == "running"
+
+
 def test_inspection_opens_its_model(me: Principal) -> None:
     job_id, model_id = making.inspection(me)
     taken = take(job_id)
