@@ -263,6 +263,27 @@ def test_child_dies_with_its_worker(tmp_path: Path) -> None:
     assert not _alive(child)
 
 
+def test_machine_short_of_memory_takes_the_child_first(run: Run) -> None:
+    scores: list[int] = []
+
+    def look(line: str) -> bool:
+        scores.append(int(Path(f"/proc/{line}/oom_score_adj").read_text()))
+        return True
+
+    run(
+        "import os, time; print(os.getpid(), flush=True); time.sleep(20)",
+        on_line=look,
+        should_stop=lambda: "fenced" if scores else None,
+    )
+    assert scores[0] >= 900
+
+
+def test_what_a_child_writes_is_for_nobody_else(run: Run, tmp_path: Path) -> None:
+    run("import os; os.mkdir('output/a'); open('output/a/b', 'w').close()")
+    assert (tmp_path / "output" / "a").stat().st_mode & 0o077 == 0
+    assert (tmp_path / "output" / "a" / "b").stat().st_mode & 0o077 == 0
+
+
 def test_kernel_without_the_fence_is_refused(run: Run, monkeypatch) -> None:
     monkeypatch.setattr(supervise, "probe", lambda: sandbox.Kernel(landlock=0, seccomp=True))
     monkeypatch.delenv("ALLOW_UNSANDBOXED", raising=False)
