@@ -73,6 +73,7 @@ def test_an_inspection_tells_what_is_in_a_model(tmp_path):
     assert found.outputs[0].shape == ("batch", 10)
     assert found.operators["Conv"] == 2
     assert found.macs == 31552
+    assert found.opset == 17
     assert found.producer == "nets"
 
 

@@ -133,8 +133,9 @@ def test_an_old_operator_keeps_its_meaning(name, tmp_path):
     assert graph.opset == 21
 
 
-def test_split_without_sizes_of_an_old_opset(tmp_path):
-    node = helper.make_node("Split", ["x"], ["a", "b"], name="node", axis=1, split=[1, 3])
+@pytest.mark.parametrize("sizes", [{"split": [1, 3]}, {}])
+def test_a_split_of_an_old_opset(tmp_path, sizes):
+    node = helper.make_node("Split", ["x"], ["a", "b"], name="node", axis=1, **sizes)
     graph = helper.make_graph(
         [node],
         "g",
@@ -143,8 +144,12 @@ def test_split_without_sizes_of_an_old_opset(tmp_path):
     )
     path = tmp_path / "net.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)]), path)
-    values = execute.run(formats.load(path), {"x": IMAGE})
-    np.testing.assert_array_equal(values["b"], IMAGE[:, 1:])
+    loaded = formats.load(path)
+    values = execute.run(loaded, {"x": IMAGE})
+    np.testing.assert_array_equal(values["b"], IMAGE[:, 1 if sizes else 2 :])
+    formats.save(loaded, path)
+    got = ort.InferenceSession(path).run(None, {"x": IMAGE})[1]
+    np.testing.assert_array_equal(got, values["b"])
 
 
 def test_weights_listed_as_inputs_are_no_inputs(tmp_path):

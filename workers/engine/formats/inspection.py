@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from modelpress.spec.inspection import ModelInspection, TensorInfo
 from workers.engine.errors import EngineError
+from workers.engine.formats import normal
 from workers.engine.graph import Graph, shapes
 from workers.engine.graph.ops import key
 
@@ -18,7 +19,7 @@ def inspect(graph: Graph) -> ModelInspection:
     operators = Counter(key(node.domain, node.op_type) for node in nodes)
     return ModelInspection(
         format="onnx",
-        opset=graph.opset,
+        opset=graph.model.meta.get(normal.OPSET_OF_FILE, graph.opset),
         producer=f"{graph.model.producer_name or ''} {graph.model.producer_version or ''}".strip(),
         inputs=tuple(_tensor_info(value) for value in graph.inputs),
         outputs=tuple(_tensor_info(value) for value in graph.outputs),

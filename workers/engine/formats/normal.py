@@ -12,6 +12,9 @@ OPSET = 21
 """Models of an older opset are rewritten to this one; newer ones keep theirs."""
 IR_VERSION = 10
 
+OPSET_OF_FILE = "opset_of_file"
+"""Key in the model's meta (never saved): the opset the file was written in."""
+
 
 def normalise(model: ir.Model) -> None:
     """Inline functions, turn Constant nodes into initializers, upgrade the opset, name everything; in place.
@@ -20,6 +23,7 @@ def normalise(model: ir.Model) -> None:
         BadModel: the graph has a cycle.
         Unsupported: an operator has no form in the newer opset.
     """
+    model.meta[OPSET_OF_FILE] = model.graph.opset_imports.get("", OPSET)
     common.InlinePass()(model)
     model.functions.clear()
     common.NameFixPass()(model)

@@ -213,6 +213,19 @@ def _grid_sample(graph: Graph, node: ir.Node) -> None:
     _set(node, mode=names.get(mode, mode))
 
 
+def _dft(graph: Graph, node: ir.Node) -> None:
+    """The axis became an operand, and its default another."""
+    taken = _take(node, "axis")
+    axis = np.array(1 if taken is None else taken.as_int(), np.int64)
+    _set_operand(node, 2, graph.add_weight(f"{node.name}_axis", axis))
+
+
+def _split_18(graph: Graph, node: ir.Node) -> None:
+    """Equal parts must say how many."""
+    if len(node.inputs) < 2 or node.inputs[1] is None:
+        _set(node, num_outputs=len(node.outputs))
+
+
 def _scan(graph: Graph, node: ir.Node) -> None:
     raise Unsupported(
         f"Scan '{node.name}' is that of opset 8, with a batch axis of its own",
@@ -301,6 +314,8 @@ RULES: tuple[tuple[int, str, Rule], ...] = (
     (14, "BatchNormalization", _batch_norm_13),
     (16, "RoiAlign", _default(coordinate_transformation_mode="output_half_pixel")),
     *((18, f"Reduce{kind}", _ints_to_operand("axes", 1)) for kind in _REDUCTIONS),
+    (18, "Split", _split_18),
+    (20, "DFT", _dft),
     (20, "GridSample", _grid_sample),
     (21, "GroupNormalization", _group_norm),
 )

@@ -21,6 +21,7 @@ from workers.engine.graph.ops import (
     reduction,
     resize,
     sampling,
+    signal,
 )
 from workers.engine.graph.ops._operator import TABLE, Call, Operator, key
 
@@ -46,4 +47,5 @@ __all__ = [
     "reduction",
     "resize",
     "sampling",
+    "signal",
 ]

@@ -78,6 +78,11 @@ def CastLike(x: Tensor, like: Tensor, *, saturate: int = 1, round_mode: str = "u
     return _cast(x, like.dtype, bool(saturate))
 
 
+@operator()
+def BitCast(x: Tensor, *, to: int) -> Tensor:
+    return x.view(tensors.dtype_of(to))
+
+
 def _cast(x: Tensor, target: torch.dtype, saturate: bool) -> Tensor:
     """Convert as ONNX does: floats truncate towards zero, integers wrap, 8-bit floats saturate."""
     if x.dtype.is_floating_point and target in (torch.uint8, torch.int8, torch.int16):

@@ -172,3 +172,20 @@ def CumProd(x: Tensor, axis: Tensor, *, exclusive: int = 0, reverse: int = 0) ->
         ordered = torch.cat([ones, ordered.narrow(along, 0, x.shape[along] - 1)], along)
     total = torch.cumprod(ordered, along).to(x.dtype)
     return total.flip(along) if reverse else total
+
+
+@operator()
+def Unique(
+    x: Tensor, *, axis: int | None = None, sorted: int = 1
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The distinct slices, where each first occurs, which one each was, and how often it occurs."""
+    slices = x.reshape(-1, 1) if axis is None else x.movedim(axis, 0).flatten(1)
+    _, inverse, counts = torch.unique(slices, dim=0, return_inverse=True, return_counts=True)
+    place = torch.arange(len(slices), device=x.device)
+    start = torch.full_like(counts, len(slices))
+    first = start.scatter_reduce(0, inverse, place, "amin")
+    if not sorted:
+        order = torch.argsort(first)
+        first, counts, inverse = first[order], counts[order], torch.argsort(order)[inverse]
+    values = x.reshape(-1)[first] if axis is None else x.index_select(axis, first)
+    return values, first, inverse, counts
