@@ -1,135 +1,28 @@
-"""Two real worker processes, a sweeper, Postgres and Valkey; a stand-in for the engine inside the real fence."""
+"""Two real worker processes, a sweeper, Postgres and Valkey: killed, paused, drained, flushed, one at a time."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack
-from pathlib import Path
 
 import pytest
 import redis
 
 from app import db, jobs, settings
 from app.accounts import Principal
-from modelpress.spec.state import TERMINAL
 from tests import making, servers
+from tests.e2e.crew import (
+    Crew,
+    children,
+    ends,
+    pool_process,
+    state,
+    wait_for,
+    wait_for_end,
+    wait_until_child_acts,
+)
 
 pytestmark = pytest.mark.e2e
-
-SHORT = {
-    "lease_s": 4,
-    "heartbeat_s": 0.5,
-    "sweep_s": 0.5,
-    "resend_s": 2,
-    "drain_s": 0.5,
-}
-
-
-class Crew:
-    """Two workers and a sweeper that all tests share; who was killed in one is replaced for the next."""
-
-    def __init__(self, home: Path, values: Mapping[str, object], stack: ExitStack) -> None:
-        self.home, self.values, self._stack = home, values, stack
-        self.workers: list[servers.Running] = []
-        self.sweeper = stack.enter_context(self._sweeper())
-
-    def complete(self) -> Crew:
-        """Starts who is missing, both at the same time."""
-        self.workers = [worker for worker in self.workers if worker.alive()]
-        with ThreadPoolExecutor() as starting:
-            missing = range(2 - len(self.workers))
-            self.workers += starting.map(
-                lambda _: self._stack.enter_context(self._worker()), missing
-            )
-        return self
-
-    def holder(self, job_id: str) -> servers.Running:
-        """The worker that runs a job; its owner's name ends with the id of the process in the pool."""
-        pid = int(making.row(job_id).owner.rpartition(":")[2])
-        [found] = [worker for worker in self.workers if pool_process(worker) == pid]
-        return found
-
-    def _worker(self) -> AbstractContextManager[servers.Running]:
-        return servers.worker(self.home, module="tests.acting", **self.values)
-
-    def _sweeper(self) -> AbstractContextManager[servers.Running]:
-        argv = [sys.executable, "-m", "app.sweeper"]
-        env = servers.environment(home=self.home, **self.values)
-        return servers.process(argv, log=self.home / "sweeper.log", env=env)
-
-
-def pool_process(worker: servers.Running) -> int:
-    """The forked process of a worker that performs its jobs; 0 between two of them."""
-    listed = Path(f"/proc/{worker.pid}/task/{worker.pid}/children").read_text().split()
-    return int(listed[0]) if listed else 0
-
-
-@pytest.fixture(scope="module")
-def standing_crew(
-    shared_postgres_url: str, redis_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Crew]:
-    values = {"database_url": shared_postgres_url, "broker_url": redis_url, **SHORT}
-    with ExitStack() as stack:
-        yield Crew(tmp_path_factory.mktemp("crew"), values, stack)
-
-
-@pytest.fixture
-def crew(standing_crew: Crew, configure: Callable[..., None]) -> Crew:
-    configure(home=standing_crew.home, **standing_crew.values)
-    return standing_crew.complete()
-
-
-@pytest.fixture
-def me(crew: Crew, request: pytest.FixtureRequest) -> Principal:
-    someone = making.principal(request.node.name)
-    making.store(someone, crew.home / "scratch")
-    return someone
-
-
-def state(job_id: str) -> str:
-    return making.row(job_id).state
-
-
-def wait_for(job_id: str, *wanted: str) -> None:
-    servers.until(lambda: state(job_id) in wanted, what=lambda: f"{job_id} is {state(job_id)}")
-
-
-def wait_for_end(*job_ids: str) -> None:
-    servers.until(
-        lambda: all(state(job_id) in TERMINAL for job_id in job_ids),
-        what=lambda: str([state(job_id) for job_id in job_ids]),
-    )
-
-
-def wait_until_child_acts(job_id: str) -> int:
-    """Answers the process id of the child, once it has said something."""
-    servers.until(lambda: making.row(job_id).progress is not None and children(job_id))
-    return children(job_id)[0]
-
-
-def children(job_id: str) -> list[int]:
-    """The processes that work in a directory of the job."""
-    return [pid for pid in _processes() if f"/{job_id}-" in _command(pid)]
-
-
-def _processes() -> Iterator[int]:
-    return (int(name) for name in os.listdir("/proc") if name.isdigit())
-
-
-def _command(pid: int) -> str:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
-    return ""
-
-
-def ends(job_id: str) -> list[str | None]:
-    with db.transaction() as session:
-        return [attempt.ended for attempt in jobs.attempts(session, making.row(job_id))]
 
 
 def test_twenty_jobs_run_exactly_once_each(crew: Crew, me: Principal) -> None:
