@@ -47,6 +47,20 @@ def load(name: str, folder: Path, seed: int = 0) -> tuple[onnx.ModelProto, Graph
     return model, formats.load(path)
 
 
+def text(source: str) -> onnx.ModelProto:
+    """A model from text; what it declares between < and > becomes weights of noise."""
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> {source}')
+    rng = np.random.default_rng(0)
+    for value in model.graph.value_info:
+        tensor = value.type.tensor_type
+        shape = [dim.dim_value for dim in tensor.shape.dim]
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+        array = rng.normal(size=shape).astype(dtype)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, value.name))
+    del model.graph.value_info[:]
+    return model
+
+
 def arrays_of(
     model: onnx.ModelProto, samples: int, *, labels: bool = True
 ) -> dict[str, np.ndarray]:

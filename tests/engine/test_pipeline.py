@@ -176,6 +176,19 @@ def test_a_fixed_batch_is_kept_and_measured(tmp_path):
     assert report.verification.samples == 4
 
 
+def test_a_batch_that_the_graph_itself_fixes_is_filled_up(tmp_path):
+    model = jobs.text("""
+        net (float[4, 2, 8] x) => (float[4, 10] y) <float[16, 10] w, float[10] b>
+        { s = Constant<value_ints = [4, 16]>()  r = Reshape(x, s)  y = Gemm(r, w, b) }
+    """)
+    train = {
+        "x": np.random.default_rng(0).normal(size=(50, 2, 8)).astype(np.float32),
+        "labels": np.arange(50) % 10,
+    }
+    report = finished(jobs.make(tmp_path / "job", model, [TUNED, INT8], train=train))
+    assert report.complete
+
+
 @pytest.mark.parametrize(
     ("steps", "labels", "reason"),
     [

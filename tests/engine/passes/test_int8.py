@@ -38,20 +38,6 @@ def fused(tmp_path) -> Counter[str]:
     return Counter(node.op_type for node in optimized.graph.node)
 
 
-def text(source: str) -> onnx.ModelProto:
-    """A model from text; what it declares between < and > becomes weights of noise."""
-    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> {source}')
-    rng = np.random.default_rng(0)
-    for value in model.graph.value_info:
-        tensor = value.type.tensor_type
-        shape = [dim.dim_value for dim in tensor.shape.dim]
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-        array = rng.normal(size=shape).astype(dtype)
-        model.graph.initializer.append(onnx.numpy_helper.from_array(array, value.name))
-    del model.graph.value_info[:]
-    return model
-
-
 KERNELS = {
     "plain_cnn": {"QLinearConv": 2, "QGemm": 2},
     "residual_cnn": {"QLinearConv": 6, "QLinearAdd": 2, "QLinearGlobalAveragePool": 1, "QGemm": 1},
@@ -201,13 +187,13 @@ def test_excluding_everything_is_refused(tmp_path):
 
 
 def test_a_net_without_layers_is_refused(tmp_path):
-    model = text("net (float[batch, 4] x) => (float[batch, 4] y) { y = Relu(x) }")
+    model = jobs.text("net (float[batch, 4] x) => (float[batch, 4] y) { y = Relu(x) }")
     with pytest.raises(NothingChanged, match="no Conv, Gemm or MatMul"):
         quantize(model, tmp_path)
 
 
 def test_activations_that_are_not_finite_are_refused_by_name(tmp_path):
-    model = text("""
+    model = jobs.text("""
         net (float[batch, 4] x) => (float[batch, 2] y) <float[4, 2] w>
         { l = Log(x)  y = MatMul(l, w) }
     """)
@@ -216,7 +202,7 @@ def test_activations_that_are_not_finite_are_refused_by_name(tmp_path):
 
 
 def test_a_relu_behind_the_pooling_is_still_absorbed(tmp_path):
-    model = text("""
+    model = jobs.text("""
         net (float[batch, 1, 8, 8] x) => (float[batch, 64] y) <float[4, 1, 3, 3] w, float[4] b>
         { c = Conv<pads = [1, 1, 1, 1]>(x, w, b)  m = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(c)
           r = Relu(m)  y = Flatten(r) }
@@ -231,7 +217,7 @@ def test_a_relu_behind_the_pooling_is_still_absorbed(tmp_path):
 
 
 def test_a_quantized_output_keeps_its_name_and_a_shared_one_its_value(tmp_path):
-    model = text("""
+    model = jobs.text("""
         net (float[batch, 1, 8, 8] x) => (float[batch, 4, 8, 8] y, float[batch, 4, 8, 8] z)
         <float[4, 1, 3, 3] w, float[4, 4, 1, 1] v>
         { c = Conv<pads = [1, 1, 1, 1]>(x, w)  y = Relu(c)  z = Conv(y, v) }
@@ -246,7 +232,7 @@ def test_a_quantized_output_keeps_its_name_and_a_shared_one_its_value(tmp_path):
 
 
 def test_gemm_factors_are_folded(tmp_path):
-    model = text("""
+    model = jobs.text("""
         net (float[batch, 8] x) => (float[batch, 4] y) <float[8, 4] w, float[1, 4] b>
         { y = Gemm<alpha = 0.5, beta = 2.0>(x, w, b) }
     """)
@@ -259,7 +245,7 @@ def test_gemm_factors_are_folded(tmp_path):
 
 
 def test_a_weight_shared_by_two_layers_is_stored_once(tmp_path):
-    model = text("""
+    model = jobs.text("""
         net (float[batch, 8] x) => (float[batch, 8] y) <float[8, 8] w>
         { a = MatMul(x, w)  r = Relu(a)  y = MatMul(r, w) }
     """)
@@ -272,7 +258,7 @@ def test_a_weight_shared_by_two_layers_is_stored_once(tmp_path):
 
 
 def test_a_float16_net_is_refused_with_the_reason(tmp_path):
-    model = text(
+    model = jobs.text(
         "net (float16[batch, 8] x) => (float16[batch, 8] y) <float16[8, 8] w> { y = MatMul(x, w) }"
     )
     with pytest.raises(NothingChanged, match="only float32 is quantized"):
@@ -290,7 +276,7 @@ def test_a_float16_net_is_refused_with_the_reason(tmp_path):
     ],
 )
 def test_a_layer_that_ends_the_graph_keeps_the_name_of_its_output(layers, mode, tmp_path):
-    model = text(
+    model = jobs.text(
         f"net (float[batch, 8] x) => (float[batch, 8] y) <float[8, 8] w, float[8] b> {{ {layers} }}"
     )
     model, result, _ = quantize(model, tmp_path, mode=mode)
@@ -307,7 +293,7 @@ def test_a_layer_that_ends_the_graph_keeps_the_name_of_its_output(layers, mode, 
 def test_a_mean_over_space_runs_on_integers(keepdims, tmp_path):
     shape = "float[batch, 4, 1, 1]" if keepdims else "float[batch, 4]"
     tail = "d = Flatten(p)" if keepdims else "d = Identity(p)"
-    model = text(f"""
+    model = jobs.text(f"""
         net (float[batch, 1, 8, 8] x) => ({shape} p, float[batch, 3] y) <float[4, 1, 3, 3] w, float[3, 4] v>
         {{ c = Conv(x, w)  p = ReduceMean<axes = [2, 3], keepdims = {keepdims}>(c)  {tail}  y = Gemm<transB = 1>(d, v) }}
     """)
@@ -328,7 +314,7 @@ def test_a_mean_over_space_runs_on_integers(keepdims, tmp_path):
 
 def test_what_exporters_compute_at_each_run_is_stored_first(tmp_path):
     """A bias of zeros made from the weight's shape, as torch.onnx.export(dynamo=True) writes it."""
-    model = text("""
+    model = jobs.text("""
         net (float[batch, 1, 8, 8] x) => (float[batch, 4, 6, 6] y) <float[4, 1, 3, 3] w>
         { s = Shape<end = 1>(w)  o = Constant<value_float = 0.0>()  l = CastLike(o, x)  b = Expand(l, s)
           c = Conv(x, w, b)  y = Relu(c) }

@@ -6,11 +6,12 @@ x -> Q -> DQ -> Conv(DQ(int8 w), DQ(int32 b)) -> Q -> DQ -> y
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
 import torch
+from numpy.typing import NDArray
 
 from modelpress.spec.quantize import QuantizeInt8
 from workers.engine.context import Context
@@ -87,7 +88,8 @@ def _observe(
     names = [value.name or "" for value in values]
     ranges = [_new_range(step) for _ in names]
     module = execute.as_module(graph).to(ctx.device).eval()
-    for indices, batch in samples.batches(_batch_size(graph)):
+    for indices in _batches(samples.samples, _fixed_batch(graph)):
+        batch = samples.batch(indices)
         inputs = [torch.from_numpy(batch[v.name or ""]).to(ctx.device) for v in graph.inputs]
         with torch.no_grad():
             seen = module.values(inputs, names)
@@ -105,10 +107,18 @@ def _new_range(step: QuantizeInt8) -> _ranges.Range:
     return _ranges.MinMax()
 
 
-def _batch_size(graph: Graph) -> int:
-    first = graph.inputs[0].shape
-    fixed = first[0] if first is not None and len(first) else None
-    return fixed if isinstance(fixed, int) else _BATCH
+def _fixed_batch(graph: Graph) -> int | None:
+    """The number of samples that the inputs declare; None where it is free."""
+    sizes = [value.shape[0] for value in graph.inputs if value.shape]
+    return next((size for size in sizes if isinstance(size, int)), None)
+
+
+def _batches(samples: int, fixed: int | None) -> Iterator[NDArray[np.int64]]:
+    """Indices of all samples in batches; a last one that must be full repeats the last sample."""
+    size = fixed or _BATCH
+    for start in range(0, samples, size):
+        indices = np.arange(start, start + size)
+        yield indices.clip(max=samples - 1) if fixed else indices[indices < samples]
 
 
 def _finite(name: str, values: np.ndarray) -> np.ndarray:
