@@ -46,16 +46,20 @@ def main() -> None:
 
 
 def measure(directory: Path, repeats: int) -> list[dict[str, float]]:
-    """The seconds of each pair, after one pair that warms the caches up."""
+    """The seconds of each pair, without the first, which warms the caches up."""
     data, _ = digits.save_data(directory)
     model = directory / "digits.onnx"
     digits.export(digits.train(data), model)
     with embedded.server(directory / "home") as client:
         sent = client.upload_model(model), client.upload_dataset(data)
-        pairs = [
-            _pair(_by_service(client, *sent), _alone(directory / "job", model, data))
-            for _ in range(repeats + 1)
-        ]
+        pairs = []
+        for number in range(repeats + 1):
+            service = _by_service(client, *sent)
+            pairs.append(_pair(service, _alone(directory / "job", model, data)))
+            print(
+                f"pair {number}: {pairs[-1]['service']:.2f} s, {pairs[-1]['engine']:.2f} s",
+                flush=True,
+            )
     return pairs[1:]
 
 
