@@ -125,7 +125,11 @@ def test_a_value_that_nothing_makes_is_refused(tmp_path):
 
 
 def test_a_value_made_twice_is_refused(tmp_path):
-    _refused(tmp_path, _model([_relu(), _node("Abs", ["x"], "y")]))
+    _refused(tmp_path, _model([_relu(), _node("Abs", ["x"], "y")]), match="'y' is made twice")
+    weight = numpy_helper.from_array(np.zeros(4, np.float32), "w")
+    nodes = [_node("Relu", ["x"], "w"), _node("Add", ["x", "w"], "y")]
+    _refused(tmp_path, _model(nodes, weights=[weight]), match="'w' is made twice")
+    _refused(tmp_path, _model([_relu()], weights=[weight, weight]), match="'w' is made twice")
 
 
 @pytest.mark.parametrize(

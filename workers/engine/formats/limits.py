@@ -25,7 +25,8 @@ MAX_NODES = 50_000
 MAX_FUNCTIONS = 256
 MAX_SUBGRAPH_DEPTH = 4
 MAX_TYPE_DEPTH = 4
-MAX_VALUES = 200_000
+MAX_VALUES = 800_000
+"""Operands, results, initializers and described values together."""
 MAX_NAME = 256
 MAX_METADATA_BYTES = 2**16
 
@@ -121,7 +122,7 @@ def _functions(walk: _Walk, views: list[memoryview]) -> dict[str, Counter[str]]:
         _names(message.many(4) + message.many(5) + message.many(6))
         for attribute in message.many(11):
             _check_attribute(walk, attribute, 0, Counter())
-        functions[name] = _check_nodes(walk, message.many(7), 0)
+        functions[name] = _check_nodes(walk, message.many(7), 0, set())
     return functions
 
 
@@ -134,29 +135,34 @@ def _check_graph(walk: _Walk, view: memoryview, depth: int) -> Counter[str]:
         raise Unsupported("sparse initializers are not supported")
     check_name(graph.text(2), "a graph")
     _check_metadata(walk, graph.many(16), "a graph")
+    made: set[str] = set()
     for tensor in graph.many(5):
-        tensor_limits.check(walk.reader, tensor, walk.path)
+        _make(tensor_limits.check(walk.reader, tensor, walk.path), made)
     infos = graph.many(11) + graph.many(12) + graph.many(13)
     _count_values(walk, len(infos) + len(graph.many(5)))
     for info in infos:
         _check_value_info(walk, info)
-    return _check_nodes(walk, graph.many(1), depth)
+    return _check_nodes(walk, graph.many(1), depth, made)
 
 
-def _check_nodes(walk: _Walk, views: list[memoryview], depth: int) -> Counter[str]:
+def _check_nodes(walk: _Walk, views: list[memoryview], depth: int, made: set[str]) -> Counter[str]:
+    """Check nodes in one scope, where the values in `made` exist already and more are added."""
     walk.nodes += len(views)
     if walk.nodes > MAX_NODES:
         raise BadModel(f"the model has more than {MAX_NODES:,} nodes")
     calls: Counter[str] = Counter()
-    made: set[str] = set()
     for view in views:
         node = walk.reader.read(view)
         _check_node(walk, node, depth, calls)
         for output in _names(node.many(2)):
-            if output in made:
-                raise BadModel(f"two nodes make the value '{output}'", layer=output)
-            made.add(output)
+            _make(output, made)
     return calls
+
+
+def _make(name: str, made: set[str]) -> None:
+    if name in made:
+        raise BadModel(f"the value '{name}' is made twice", layer=name)
+    made.add(name)
 
 
 def _check_node(walk: _Walk, node: wire.Message, depth: int, calls: Counter[str]) -> None:
@@ -256,8 +262,8 @@ def check_name(name: str, owner: str) -> None:
 
 def _count_values(walk: _Walk, count: int) -> None:
     walk.values += count
-    if walk.values > MAX_VALUES * 4:
-        raise BadModel(f"the model has more than {MAX_VALUES * 4:,} value names")
+    if walk.values > MAX_VALUES:
+        raise BadModel(f"the model has more than {MAX_VALUES:,} value names")
 
 
 def _raise_unknown(unknown: Counter[str]) -> None:

@@ -25,8 +25,8 @@ _TYPED: dict[int, int] = {4: 4, 5: 0, 7: 0, 10: 8, 11: 0}
 """Fields of typed elements: float, int32, int64, double, uint64; bytes of each element, 0 for varints."""
 
 
-def check(reader: wire.Reader, view: memoryview, path: Path) -> None:
-    """Hold a tensor to the limits; `path` is the model's file.
+def check(reader: wire.Reader, view: memoryview, path: Path) -> str:
+    """Hold a tensor to the limits and answer its name; `path` is the model's file.
 
     Raises:
         BadModel: it claims more than it has, or than is allowed.
@@ -47,6 +47,7 @@ def check(reader: wire.Reader, view: memoryview, path: Path) -> None:
         _check_external(reader, tensor, _bytes(elements, data_type), owner, path)
     else:
         _check_inline(tensor, elements, data_type, owner)
+    return name
 
 
 def check_size(dims: Sequence[int], owner: str) -> None:
