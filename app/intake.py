@@ -59,6 +59,7 @@ async def append(project_id: str, upload_id: str, offset_bytes: int, body: Body)
         NotFound, Gone, Conflict, Locked: see `uploads.open_for_writing`.
         TooLarge: more bytes than the upload has room for.
         ChecksumMismatch: the bytes are not those that were sent; with the file's own hash wrong, the upload is removed.
+        Gone: the store has lost what came before; the upload is removed.
         BadRequest: a `whole` body ended early; the upload is removed.
     """
     writing = await _transact(
@@ -67,9 +68,12 @@ async def append(project_id: str, upload_id: str, offset_bytes: int, body: Body)
     try:
         return await _append(writing, body)
     except BaseException as e:
-        wrong_file = isinstance(e, errors.ChecksumMismatch) and e.code == "sha256_mismatch"
+        hopeless = isinstance(e, errors.AppError) and e.code in (
+            "sha256_mismatch",
+            "upload_damaged",
+        )
         with anyio.CancelScope(shield=True):
-            await _give_up(writing, remove=body.whole or wrong_file)
+            await _give_up(writing, remove=body.whole or hopeless)
         raise
 
 
@@ -92,9 +96,11 @@ async def _complete(writing: Writing, flow: _Flow) -> Upload:
     size_bytes = writing.offset_bytes + flow.seen_bytes
     if writing.parts:
         key = writing.file_key
+        await to_thread.run_sync(_require_parts, writing)
         joint = _Joint(writing, [*writing.parts, (writing.part_key, flow.seen_bytes)])
         await storage.get().put_stream(key, joint.blocks(), size_bytes=size_bytes)
         sha256 = joint.sha256.hexdigest()
+    await storage.get().settle(key)
     upload = await _transact(
         uploads.complete, writing, key=key, size_bytes=size_bytes, sha256=sha256
     )
@@ -102,6 +108,21 @@ async def _complete(writing: Writing, flow: _Flow) -> Upload:
         for part, _ in [*writing.parts, (writing.part_key, 0)]:
             await storage.get().delete_async(part)
     return upload
+
+
+def _require_parts(writing: Writing) -> None:
+    """Raises Gone where a power failure took parts: only whole files are forced to disk, not each part of one."""
+    for key, size_bytes in writing.parts:
+        try:
+            seen_bytes = storage.get().size_bytes(key)
+        except errors.NotFound:
+            seen_bytes = 0
+        if seen_bytes != size_bytes:
+            raise errors.Gone(
+                f"upload {writing.upload_id} has lost {size_bytes - seen_bytes} bytes that came before",
+                code="upload_damaged",
+                hint="the upload was removed; start it again",
+            )
 
 
 async def _give_up(writing: Writing, *, remove: bool) -> None:

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from obstore import Bytes
     from obstore.store import S3Config
 
-_PART_BYTES = 8 << 20
-_READ_BYTES = 4 << 20
+_PART_BYTES = 5 << 20
+_READ_BYTES = 2 << 20
 _MAX_S3_PARTS = 10_000
 _MAX_S3_COPY_BYTES = 5 << 30
 _RESERVE_RATIO = 0.02
@@ -54,7 +54,7 @@ class Store:
         self._objects, self._root = objects, root
 
     async def put_stream(self, key: str, chunks: AsyncIterator[bytes], *, size_bytes: int) -> None:
-        """Writes what comes, at most `size_bytes`; the object appears whole and on disk, or not at all."""
+        """Writes what comes, at most `size_bytes`; the object appears whole or not at all. `settle` makes it last."""
         with _translated(key):
             await obstore.put_async(
                 self._objects,
@@ -64,7 +64,11 @@ class Store:
                 max_concurrency=2,
                 attributes=self._attributes,
             )
-            if self._root is not None:
+
+    async def settle(self, key: str) -> None:
+        """Makes an object that `put_stream` wrote survive a power failure."""
+        if self._root is not None:
+            with _translated(key):
                 await to_thread.run_sync(_sync, self._root / key)
 
     def put_file(self, key: str, path: Path) -> None:

@@ -44,6 +44,7 @@ def _put(store: Store, key: str, data: bytes, path: Path) -> None:
 def test_stream_goes_in_and_comes_out(store: Store) -> None:
     blocks = [DATA[at : at + 1_000_000] for at in range(0, len(DATA), 1_000_000)]
     asyncio.run(store.put_stream("t1/a", _blocks(*blocks), size_bytes=len(DATA)))
+    asyncio.run(store.settle("t1/a"))
 
     assert store.size_bytes("t1/a") == len(DATA)
     assert asyncio.run(_read(store, "t1/a", 0, len(DATA))) == DATA

@@ -432,6 +432,20 @@ def test_writer_whose_lease_ran_out_writes_nothing(api: Api) -> None:
         assert client.get(location).json()["sha256"] == sha256(DATA)
 
 
+def test_upload_whose_parts_were_lost_is_given_up(client: httpx.Client) -> None:
+    location = create(client)
+    patch(client, location, DATA[:1000], 0)
+    [part] = stored(location)
+    (settings.get().home / "files" / part).write_bytes(DATA[:10])  # as a power failure may leave it
+
+    refused = patch(client, location, DATA[1000:], 1000)
+
+    assert (refused.status_code, refused.json()["code"]) == (410, "upload_damaged")
+    assert "990 bytes" in refused.json()["detail"]
+    assert client.get(location).status_code == 404
+    assert stored(location) == []
+
+
 def test_uploads_of_two_projects_are_strangers(api: Api) -> None:
     _, foreign = new_project("theirs")
     with api.client() as ours, api.client(foreign) as theirs:
