@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -22,6 +23,7 @@ TASK = "workers.tasks.run"
 QUEUES = ("ingest", "cpu", "gpu")
 
 _LONGEST_JOB_S = 14 * 86_400
+_LEFT_BEHIND_S = 3600
 log = structlog.get_logger(__name__)
 
 
@@ -150,6 +152,23 @@ def send(queue: str, task: str, job_id: str) -> bool:
         log.warning("the broker did not take a message", queue=queue, job_id=job_id, error=repr(e))
         return False
     return True
+
+
+def prune() -> int:
+    """Removes messages that killed processes left half written or half taken, and answers how many.
+
+    The sweep sends what was in them; a broker that is a server looks after itself.
+    """
+    values, removed = settings.get(), 0
+    if values.broker_url:
+        return 0
+    for folder in ("staged", "taken"):
+        for path in (values.home / "broker" / folder).glob("*.msg"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > _LEFT_BEHIND_S:
+                    path.unlink()
+                    removed += 1
+    return removed
 
 
 def is_reachable() -> bool:

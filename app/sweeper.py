@@ -28,12 +28,13 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Swept:
-    """What one sweep did: jobs taken from silent workers, jobs that waited too long, ids sent, uploads removed."""
+    """What one sweep did: jobs lost by silent workers, jobs expired, ids sent, uploads and stale messages removed."""
 
     lost: int = 0
     expired: int = 0
     sent: int = 0
     uploads: int = 0
+    messages: int = 0
 
 
 def sweep() -> Swept:
@@ -43,6 +44,7 @@ def sweep() -> Swept:
         expired=_expire_waiting(),
         sent=_send_due(),
         uploads=_expire_uploads(),
+        messages=broker.prune(),
     )
 
 

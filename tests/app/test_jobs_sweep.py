@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -150,6 +151,21 @@ def test_upload_whose_time_is_over_is_removed(me: Principal) -> None:
     assert sweeper.sweep().uploads == 1
     with db.transaction() as session:
         assert session.get(Upload, upload_id) is None
+
+
+def test_messages_that_killed_processes_left_behind_are_removed(
+    configure: Callable[..., None], sqlite_database_url: str, tmp_path: Path
+) -> None:
+    configure(database_url=sqlite_database_url)
+    waiting = [
+        tmp_path / "broker" / folder / "1.cpu.msg" for folder in ("queue", "staged", "taken")
+    ]
+    for path in waiting:
+        path.parent.mkdir(parents=True)
+        path.touch()
+        os.utime(path, times=(0, 0))
+    assert sweeper.sweep().messages == 2
+    assert [path.exists() for path in waiting] == [True, False, False]
 
 
 def test_sweeper_is_a_process_that_ends_when_told(
