@@ -14,7 +14,6 @@ None, and stops. Leases are written and judged by the database's clock.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from types import MappingProxyType
@@ -23,11 +22,11 @@ from typing import Any
 from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
-from app import broker, catalogue, db, errors, events, failures, ids, settings
+from app import broker, catalogue, claims, db, errors, events, failures, settings
 from app.accounts import Principal
-from app.tables import Artifact, Attempt, Job
+from app.claims import Beat, Claim, StoredFile
+from app.tables import Attempt, Job
 from modelpress.spec.inspection import DatasetInspection, ModelInspection
-from modelpress.spec.job import Limits
 from modelpress.spec.progress import Progress
 from modelpress.spec.report import Report
 from modelpress.spec.state import TERMINAL, Failure, FailureClass, JobState
@@ -36,53 +35,15 @@ HELD = (JobState.RUNNING, JobState.CANCELLING)
 MEMORY_CODES = frozenset({"memory_limit", "out_of_memory"})
 MAX_MEMORY_FAILURES = 2
 RETRY_FIRST_S, RETRY_MOST_S = 5.0, 300.0
-INSPECTION_LIMITS = Limits(max_runtime_s=1800, max_memory_bytes=4 << 30)
 
 _FRESH = {"synchronize_session": False, "populate_existing": True}
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A worker's hold on a job, worth nothing once another worker has got a higher fence. `job` is a snapshot."""
-
-    job: Job
-    fence: int
-
-    @property
-    def seconds_left(self) -> float:
-        """What the attempts before this one have left of the runtime limit."""
-        return max(0.0, limits_of(self.job).max_runtime_s - self.job.running_s)
-
-
-@dataclass(frozen=True)
-class Beat:
-    """The answer to a sign of life: whether someone asked to stop."""
-
-    cancel: bool
-
-
-@dataclass(frozen=True)
-class StoredFile:
-    """A file that a job made and that is in the store already, as the blob of its hash."""
-
-    name: str
-    format: str
-    sha256: str
-    size_bytes: int
-
-
-def limits_of(job: Job) -> Limits:
-    """The limits a job was submitted with."""
-    if job.kind != "compress":
-        return INSPECTION_LIMITS
-    return Limits.model_validate(job.request["limits"])
 
 
 def enqueue(session: Session, job: Job) -> None:
     """Inserts a job and, once that has committed, nudges a worker."""
     now = db.now(session)
     job.created_at = job.run_after = job.dispatched_at = now
-    job.pending_until = now + timedelta(seconds=limits_of(job).max_pending_s)
+    job.pending_until = now + timedelta(seconds=claims.limits_of(job).max_pending_s)
     job.state, job.attempt = JobState.QUEUED.value, 0
     session.add(job)
     session.flush()
@@ -156,7 +117,7 @@ def finish_succeeded(
     if job is None:
         return None
     values = _measured(report) | {"outcome": report.outcome}
-    session.add_all(_artifact(job, file) for file in files)
+    session.add_all(file.row(job) for file in files)
     return _end(session, job, JobState.SUCCEEDED, ended="succeeded", values=values)
 
 
@@ -262,7 +223,7 @@ def lose(session: Session, claim: Claim) -> JobState | None:
 def give_up_waiting(session: Session, job: Job) -> JobState | None:
     """Expires a job that no worker took before its pending limit; None where one did."""
     now = db.now(session)
-    failure = failures.pending_limit(limits_of(job).max_pending_s)
+    failure = failures.pending_limit(claims.limits_of(job).max_pending_s)
     late = (Job.state == JobState.QUEUED, Job.pending_until < now)
     ended = {"state": JobState.EXPIRED, "finished_at": now, "failure": _json(failure)}
     if _move(session, job.id, late, **ended) is None:
@@ -331,8 +292,7 @@ def page(
 
 def attempts(session: Session, job: Job) -> Sequence[Attempt]:
     """Every try of a job, in order."""
-    mine = select(Attempt).where(Attempt.job_id == job.id).order_by(Attempt.number)
-    return session.scalars(mine).all()
+    return session.scalars(select(Attempt).filter_by(job_id=job.id).order_by(Attempt.number)).all()
 
 
 def _lease() -> timedelta:
@@ -412,7 +372,7 @@ def _ruled(
         job.state == JobState.CANCELLING and to in (JobState.QUEUED, JobState.EXPIRED)
     ):
         return JobState.CANCELLED, None
-    limit_s = limits_of(job).max_runtime_s
+    limit_s = claims.limits_of(job).max_runtime_s
     if to is JobState.EXPIRED or (to is JobState.QUEUED and running_s >= limit_s):
         return JobState.EXPIRED, failures.runtime_limit(limit_s, running_s)
     return to, failure
@@ -427,7 +387,7 @@ def _ran_s(job: Job, attempt: Attempt, ended: str, now: datetime) -> float:
 
 def _waiting(job: Job, run_after: datetime) -> dict[str, Any]:
     """Back in the queue, to be sent by the first sweep after `run_after`."""
-    pending = timedelta(seconds=limits_of(job).max_pending_s)
+    pending = timedelta(seconds=claims.limits_of(job).max_pending_s)
     return {
         "run_after": run_after,
         "pending_until": run_after + pending,
@@ -440,18 +400,6 @@ def _close_inspection(session: Session, job: Job, failure: Failure | None) -> No
     """Rejects the model or dataset of an inspection that ended without a result: it will get no other."""
     if job.kind != "compress":
         catalogue.record_inspection(session, job, failure or failures.inspection_cancelled())
-
-
-def _artifact(job: Job, file: StoredFile) -> Artifact:
-    return Artifact(
-        id=ids.new("art"),
-        project_id=job.project_id,
-        job_id=job.id,
-        name=file.name,
-        format=file.format,
-        sha256=file.sha256,
-        size_bytes=file.size_bytes,
-    )
 
 
 def _json(failure: Failure | None) -> dict[str, Any] | None:

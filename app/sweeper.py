@@ -17,6 +17,7 @@ from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.orm import Session
 
 from app import broker, db, jobs, logs, settings, uploads
+from app.claims import Claim
 from app.tables import Job
 from modelpress.spec.state import JobState
 
@@ -54,7 +55,7 @@ def _take_from_silent() -> int:
 
 def _take(session: Session, job: Job) -> None:
     worker, attempt = job.owner, job.attempt
-    state = jobs.lose(session, jobs.Claim(job, job.fence))
+    state = jobs.lose(session, Claim(job, job.fence))
     log.warning("a worker fell silent", job_id=job.id, worker=worker, attempt=attempt, now=state)
 
 

@@ -18,7 +18,7 @@ import structlog
 from sqlalchemy.orm import Session
 
 from app import db, jobs, settings
-from app.jobs import Beat, Claim
+from app.claims import Beat, Claim
 from modelpress.spec.progress import Progress
 from modelpress.spec.report import Report
 

@@ -12,8 +12,8 @@ import structlog
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.orm import Session
 
-from app import db, errors, failures, jobs, settings, storage
-from app.jobs import Claim, StoredFile
+from app import claims, db, errors, failures, jobs, settings, storage
+from app.claims import Claim, StoredFile
 from modelpress.spec.job import Limits
 from modelpress.spec.state import Failure, JobState
 from workers import attempt, drain, sandbox, staging
@@ -77,7 +77,7 @@ def _attempt(claim: Claim, keeper: Keeper, engine: Sequence[str], level: str) ->
 def _limits(claim: Claim) -> Limits:
     """What this attempt may take: the runtime that those before it have left."""
     left_s = max(1, math.ceil(claim.seconds_left))
-    return jobs.limits_of(claim.job).model_copy(update={"max_runtime_s": left_s})
+    return claims.limits_of(claim.job).model_copy(update={"max_runtime_s": left_s})
 
 
 def _end(claim: Claim, ended: Ended) -> JobState | None:

@@ -14,7 +14,7 @@ import structlog
 from sqlalchemy.orm import Session
 
 from app import db, settings, storage
-from app.jobs import Claim
+from app.claims import Claim
 from app.tables import Dataset, Job, Model
 from modelpress.spec import order
 from modelpress.spec.inspection import DatasetInspection

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from fastapi import APIRouter, Header, Path, Query, Response
 from pydantic import BaseModel, Field
 
-from app import errors, jobs, submissions
+from app import claims, errors, jobs, submissions
 from app.api.deps import Db, Me
 from app.tables import Attempt, Job
 from modelpress.spec.constraint import Constraint
@@ -88,7 +88,7 @@ class JobBody(BaseModel):
             data=asked.data if asked else None,
             recipe=asked.recipe if asked else None,
             constraints=asked.constraints if asked else (),
-            limits=jobs.limits_of(job),
+            limits=claims.limits_of(job),
             seed=asked.seed if asked else 0,
             queue=job.queue,
             progress=Progress.model_validate(job.progress) if job.progress else None,

@@ -15,6 +15,7 @@ import pytest
 from app import db, events, jobs, live
 from app.accounts import Principal
 from app.api import events as endpoint
+from app.claims import Claim
 from modelpress import _events
 from modelpress.spec.progress import Progress
 from tests import making, servers
@@ -43,20 +44,20 @@ def me(served: tuple[httpx.Client, Principal]) -> Principal:
     return served[1]
 
 
-def take(job_id: str) -> jobs.Claim:
+def take(job_id: str) -> Claim:
     with db.transaction() as session:
         taken = jobs.claim(session, job_id, owner="w", sandbox="none")
         assert taken is not None
         return taken
 
 
-def tell(taken: jobs.Claim, fraction: float) -> None:
+def tell(taken: Claim, fraction: float) -> None:
     progress = Progress(stage=0, stages=3, name="baseline", fraction=fraction)
     with db.transaction() as session:
         assert jobs.record_progress(session, taken, progress)
 
 
-def end(taken: jobs.Claim) -> None:
+def end(taken: Claim) -> None:
     with db.transaction() as session:
         jobs.finish_failed(session, taken, making.failure())
 

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from app import db, errors, events, jobs, sweeper
 from app.accounts import Principal
-from app.jobs import Claim, StoredFile
+from app.claims import Beat, Claim, StoredFile
 from app.tables import Artifact, Dataset, Job, Model
 from modelpress.spec.progress import Progress
 from modelpress.spec.state import JobState, Outcome
@@ -94,7 +94,7 @@ def test_heartbeat_renews_the_lease(me: Principal) -> None:
     taken = take(job_id)
     lapse(job_id)
     with db.transaction() as session:
-        assert jobs.heartbeat(session, taken) == jobs.Beat(cancel=False)
+        assert jobs.heartbeat(session, taken) == Beat(cancel=False)
         assert session.get_one(Job, job_id).lease_until > db.now(session)
 
 
@@ -268,7 +268,7 @@ def test_running_job_is_cancelled_by_its_worker(me: Principal) -> None:
     with db.transaction() as session:
         assert jobs.cancel(session, me, job_id).state == "cancelling"
     with db.transaction() as session:
-        assert jobs.heartbeat(session, taken) == jobs.Beat(cancel=True)
+        assert jobs.heartbeat(session, taken) == Beat(cancel=True)
         assert jobs.finish_cancelled(session, taken) is JobState.CANCELLED
     assert states(job_id) == ["queued", "running", "cancelling", "cancelled"]
     assert making.row(job_id).failure is None

@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 
 from app import db, errors, events, jobs, sweeper
 from app.accounts import Principal
-from app.jobs import Claim
+from app.claims import Claim
 from app.tables import Attempt, Event, Job
 from modelpress.spec.progress import Progress
 from modelpress.spec.state import TERMINAL, TRANSITIONS, JobState

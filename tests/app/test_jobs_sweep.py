@@ -14,6 +14,7 @@ from sqlalchemy import update
 
 from app import db, jobs, sweeper, uploads
 from app.accounts import Principal
+from app.claims import Claim
 from app.tables import Job, Upload
 from modelpress.spec.report import Report
 from tests import making, servers
@@ -95,7 +96,7 @@ def test_jobs_submitted_while_the_broker_is_away_are_sent_when_it_is_back(
 def test_job_is_claimed_by_one_of_many_workers(me: Principal) -> None:
     job_id = making.job(me)
 
-    def claim(number: int) -> jobs.Claim | None:
+    def claim(number: int) -> Claim | None:
         with db.transaction() as session:
             return jobs.claim(session, job_id, owner=f"w{number}", sandbox="none")
 
@@ -133,7 +134,7 @@ def test_worker_and_sweep_agree_who_ends_a_job(me: Principal) -> None:
             session.execute(update(Job).where(Job.id == job_id).values(lease_until=past))
             report = making.report(session, job_id, stages=2)
 
-        def finish(taken: jobs.Claim = taken, report: Report = report) -> bool:
+        def finish(taken: Claim = taken, report: Report = report) -> bool:
             with db.transaction() as session:
                 return jobs.finish_succeeded(session, taken, report, []) is not None
 

@@ -12,7 +12,7 @@ from sqlalchemy import text
 
 from app import db, events, jobs, sweeper
 from app.accounts import Principal
-from app.jobs import Claim
+from app.claims import Claim
 from app.tables import Job
 from modelpress.spec.progress import Progress
 from tests import making, servers
