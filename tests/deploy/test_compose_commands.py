@@ -28,7 +28,7 @@ class Deployment:
 
     def __init__(self, home: Path, places: dict[str, str]) -> None:
         self.home, self.port = home, str(servers.free_port())
-        self._places = places
+        self.places = places
 
     @property
     def url(self) -> str:
@@ -36,29 +36,29 @@ class Deployment:
 
     def run(self, name: str) -> None:
         """Runs a service that ends, as `migrate` does."""
-        subprocess.run(self._here(SERVICES[name].command), env=self._environment(name), check=True)
+        subprocess.run(self._here(SERVICES[name].command), env=self.environment(name), check=True)
 
     @contextlib.contextmanager
     def up(self, name: str) -> Iterator[servers.Running]:
         """Runs a service that stays; it is healthy by its own check when the block begins."""
         argv, log = self._here(SERVICES[name].command), self.home / f"{name}.log"
-        with servers.process(argv, log=log, env=self._environment(name)) as service:
+        with servers.process(argv, log=log, env=self.environment(name)) as service:
             servers.wait(service, lambda: self.healthy(name))
             yield service
 
     def healthy(self, name: str) -> bool:
         """What the health check of a service says."""
         done = subprocess.run(
-            self._here(SERVICES[name].health), env=self._environment(name), capture_output=True
+            self._here(SERVICES[name].health), env=self.environment(name), capture_output=True
         )
         return done.returncode == 0
 
     def _here(self, words: list[str]) -> list[str]:
         return [word.replace(PORT, self.port) for word in words]
 
-    def _environment(self, name: str) -> dict[str, str]:
+    def environment(self, name: str) -> dict[str, str]:
         given = SERVICES[name].environment | {"MODELPRESS_PORT": PORT}
-        placed = {k: self._places.get(k, v.replace(PORT, self.port)) for k, v in given.items()}
+        placed = {k: self.places.get(k, v.replace(PORT, self.port)) for k, v in given.items()}
         binaries = Path(sys.executable).parent
         path = {"PATH": f"{binaries}:{os.environ['PATH']}"}
         return servers.environment() | placed | path | {"MODELPRESS_HOME": str(self.home)}
@@ -74,7 +74,7 @@ def deployment(
 
 def test_environment_differs_from_compose_only_in_places(deployment: Deployment) -> None:
     """A setting that only this test would give could hide one that the file lacks."""
-    given = {k for k in deployment._environment("worker") if k.startswith("MODELPRESS_")}
+    given = {k for k in deployment.environment("worker") if k.startswith("MODELPRESS_")}
     added = {"MODELPRESS_HOME", "MODELPRESS_PORT"}
     assert given - added == set(SERVICES["worker"].environment)
 
@@ -113,5 +113,5 @@ def test_health_check_of_the_api_fails_without_the_api(deployment: Deployment) -
 @pytest.mark.e2e
 def test_health_check_of_the_worker_fails_without_a_broker(deployment: Deployment) -> None:
     assert deployment.healthy("worker")
-    deployment._places["MODELPRESS_BROKER_URL"] = f"redis://127.0.0.1:{servers.free_port()}/0"
+    deployment.places["MODELPRESS_BROKER_URL"] = f"redis://127.0.0.1:{servers.free_port()}/0"
     assert not deployment.healthy("worker")
