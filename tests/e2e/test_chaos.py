@@ -5,6 +5,7 @@ By default a short run with a fixed seed; MODELPRESS_CHAOS=faults,jobs,seed make
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -55,12 +56,11 @@ class Chaos:
         self.random.choice(self.crew.complete().workers).kill()
 
     def kill_pool_process(self) -> None:
-        if pid := pool_process(self.random.choice(self.crew.complete().workers)):
-            os.kill(pid, signal.SIGKILL)
+        kill(pool_process(self.random.choice(self.crew.complete().workers)))
 
     def kill_child(self) -> None:
         if running := [pid for job_id in self.job_ids for pid in children(job_id)]:
-            os.kill(self.random.choice(running), signal.SIGKILL)
+            kill(self.random.choice(running))
 
     def stop_worker(self) -> None:
         self.random.choice(self.crew.complete().workers).process.terminate()
@@ -80,7 +80,7 @@ class Chaos:
             broker.send("cpu", broker.TASK, job_id)
 
     def cut_connections(self) -> None:
-        """As a Postgres that is restarted does it, but for ours: this thread's must tell the tale."""
+        """As a Postgres does that is restarted."""
         with db.transaction() as session:
             session.execute(
                 text(
@@ -88,6 +88,13 @@ class Chaos:
                     "WHERE datname = current_database() AND pid <> pg_backend_pid()"
                 )
             )
+
+
+def kill(pid: int) -> None:
+    """Kills a process, if there still is one."""
+    with contextlib.suppress(ProcessLookupError):
+        if pid:
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_no_fault_loses_a_job_or_makes_it_succeed_twice(
