@@ -27,6 +27,11 @@ out = Console()
 err = Console(stderr=True)
 
 
+def say(text: str) -> None:
+    """A line on standard error, as it is: never folded, so that a command in it can be copied."""
+    err.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 @contextmanager
 def transfer(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar for an upload or download; quiet where nobody watches."""
@@ -68,7 +73,7 @@ class _Lines:
     def __call__(self, at: JobProgress) -> None:
         if at.stage != self.stage:
             self.stage = at.stage
-            err.print(f"{_stage(at)} ({at.fraction:.0%})", highlight=False)
+            say(f"{_stage(at)} ({at.fraction:.0%})")
 
 
 def _stage(at: JobProgress) -> str:

@@ -28,9 +28,9 @@ def to_the_end(client: Client, job: Job) -> Job:
         if _wants_to_cancel():
             client.cancel(job)
             job = client.wait(job, check=False)
-            _show.err.print(f"job {job.id} {job.state}")
+            _show.say(f"job {job.id} {job.state}")
         else:
-            _show.err.print(f"job {job.id} goes on; see it again with: modelpress watch {job.id}")
+            _show.say(f"job {job.id} goes on; see it again with: modelpress watch {job.id}")
         raise typer.Exit(Exit.INTERRUPTED) from None
 
 

@@ -14,6 +14,7 @@ import typer
 import typer.core
 from pydantic import TypeAdapter
 from rich.markup import escape
+from rich.table import Table
 
 from modelpress import (
     __version__,
@@ -164,7 +165,7 @@ def submit(
     )
     with clients.Client(url, key) as client:
         job = _send.job(client, asked)
-    _show.err.print(f"see it with: modelpress watch {job.id}")
+    _show.say(f"see it with: modelpress watch {job.id}")
     typer.echo(job.model_dump_json(by_alias=True) if as_json else job.id)
 
 
@@ -244,7 +245,7 @@ def create_key(
     """Make a key and print its secret, once."""
     with clients.Client(url, key) as client:
         made = client.create_key(name, admin=admin)
-    _show.err.print("this is the only time the secret is shown")
+    _show.say("this is the only time the secret is shown")
     _print(made, as_json, plain=made.secret or "")
 
 
@@ -308,20 +309,20 @@ def _finish(ended: Ended, as_json: bool) -> NoReturn:
     elif ended.report is not None:
         _show.out.print(_report.render(ended.report))
         for file in ended.files:
-            _show.out.print(f"wrote {file}", markup=False, highlight=False)
+            typer.echo(f"wrote {file}")
     if ended.state is not JobState.SUCCEEDED:
         reason = f": {errors.explain(ended.failure)}" if ended.failure else ""
         _fail(Exit.FAILED, f"{ended.job or 'the job'} {ended.state}{reason}")
     raise typer.Exit(ended.exit)
 
 
-def _print(value: Any, as_json: bool, *, plain: Any) -> None:
+def _print(value: Any, as_json: bool, *, plain: str | Table | Iterable[Table]) -> None:
     if as_json:
         typer.echo(TypeAdapter(Any).dump_json(value, by_alias=True).decode())
-        return
-    many = plain if isinstance(plain, Iterable) and not isinstance(plain, str) else [plain]
-    for part in many:
-        _show.out.print(part, markup=False, highlight=False)
+    elif isinstance(plain, str):
+        typer.echo(plain)
+    else:
+        _show.out.print(*([plain] if isinstance(plain, Table) else plain))
 
 
 def _fail(status: Exit, message: object) -> NoReturn:
