@@ -46,7 +46,7 @@ def inspection_cancelled() -> Failure:
 
 
 def interrupted(error: Exception) -> Failure:
-    """Something around the engine failed that may work the next time, such as the store."""
+    """Something around the engine failed that may work the next time: the store, the database, the disk."""
     return Failure(
         **{"class": FailureClass.TRANSIENT},
         code="interrupted",

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TypeVar
 
 import structlog
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.orm import Session
 
 from app import claims, db, errors, failures, jobs, settings, storage
@@ -123,7 +123,7 @@ def _store(claim: Claim, ended: Ended) -> list[StoredFile]:
 def _failure(error: Exception) -> Failure:
     if isinstance(error, storage.Damaged | errors.NotFound):
         return failures.damaged(error)
-    if isinstance(error, errors.AppError | OSError):
+    if isinstance(error, errors.AppError | DBAPIError | OSError):
         return failures.interrupted(error)
     return failures.defect(error)
 
