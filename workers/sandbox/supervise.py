@@ -166,7 +166,8 @@ def _limits(bounds: Bounds) -> dict[str, int]:
     """What the kernel holds by itself, as a second line behind the watchdog and between its looks.
 
     DATA makes an allocation fail that goes far over the memory bound, which a program can report; CUDA reserves
-    more than it uses, so children with a GPU go without. NPROC counts all threads of this user.
+    more than it uses, so children with a GPU go without. NPROC counts
+    all threads of this user, in other containers too, so it leaves room for those of other jobs.
     """
     cores = os.cpu_count() or 1
     limits = {
@@ -175,7 +176,7 @@ def _limits(bounds: Bounds) -> dict[str, int]:
         "FSIZE": bounds.disk_bytes + (1 << 20),
         "MSGQUEUE": 0,
         "NOFILE": _MAX_OPEN_FILES,
-        "NPROC": _threads_of_user() + 4 * bounds.threads,
+        "NPROC": _threads_of_user() + 8 * bounds.threads,
     }
     if not bounds.gpu:
         reserved_bytes = _RESERVED_BYTES + cores * _RESERVED_PER_CORE_BYTES
