@@ -20,7 +20,7 @@ from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import ColumnElement, func, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from app import broker, catalogue, claims, db, errors, events, failures, settings
 from app.accounts import Principal
@@ -279,8 +279,12 @@ def page(
     state: JobState | None = None,
     model: str = "",
 ) -> Sequence[Job]:
-    """The project's jobs of a kind, the newest first; with `cursor`, those after the job of that id."""
-    found = select(Job).where(Job.project_id == principal.project_id, Job.kind == kind)
+    """The project's jobs of a kind, the newest first, without reports; with `cursor`, those after the job of that id."""
+    found = (
+        select(Job)
+        .options(defer(Job.report, raiseload=True))
+        .where(Job.project_id == principal.project_id, Job.kind == kind)
+    )
     if cursor:
         found = found.where(Job.id < cursor)
     if state is not None:
