@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import redis
@@ -33,6 +34,15 @@ def test_twenty_jobs_run_exactly_once_each(crew: Crew, me: Principal) -> None:
         holders = {jobs.attempts(session, making.row(job_id))[0].worker for job_id in made}
     assert len(holders) == 2
     assert list(settings.get().resolved_work_dir.iterdir()) == []
+
+
+def test_process_of_a_worker_has_not_loaded_torch(crew: Crew, me: Principal) -> None:
+    wait_for_end(*(making.job(me) for _ in crew.workers))
+    for worker in crew.workers:
+        for pid in (worker.pid, pool_process(worker)):
+            mapped = Path(f"/proc/{pid}/maps").read_text()
+            assert "/celery" in mapped or "/python" in mapped
+            assert not any(f"/{name}/" in mapped for name in ("torch", "onnx", "numpy"))
 
 
 def test_cancelled_job_ends_with_its_child(crew: Crew, me: Principal) -> None:
