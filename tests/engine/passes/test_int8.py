@@ -163,6 +163,18 @@ def test_the_number_of_calibration_samples_is_respected(tmp_path, monkeypatch):
     assert set(seen) == {10}
 
 
+def test_ranges_do_not_depend_on_the_memory_for_calibration(tmp_path, monkeypatch):
+    quantize("residual_cnn", tmp_path)
+    before = (tmp_path / "int8.onnx").read_bytes()
+    monkeypatch.setattr(int8._static, "_BATCH_BYTES", 100_000)
+    quantize("residual_cnn", tmp_path)
+    model, result = onnx.load_from_string(before), onnx.load(tmp_path / "int8.onnx")
+    for a, b in zip(model.graph.initializer, result.graph.initializer, strict=True):
+        assert onnx.numpy_helper.to_array(a) == pytest.approx(
+            onnx.numpy_helper.to_array(b), rel=1e-4
+        )
+
+
 def test_what_stays_in_float_is_named_with_a_reason(tmp_path):
     _, _, ctx = quantize("text_transformer", tmp_path)
     reasons = {s.layer: s.reason for s in ctx.coverage.skipped}

@@ -6,6 +6,7 @@ x -> Q -> DQ -> Conv(DQ(int8 w), DQ(int32 b)) -> Q -> DQ -> y
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -17,7 +18,7 @@ from modelpress.spec.quantize import QuantizeInt8
 from workers.engine.context import Context
 from workers.engine.data import Dataset
 from workers.engine.errors import BadModel
-from workers.engine.graph import Graph, edit, execute
+from workers.engine.graph import Graph, edit, execute, shapes
 from workers.engine.passes.quantize import _affine, _plan, _ranges
 from workers.engine.passes.quantize._builder import Builder
 from workers.engine.passes.quantize._plan import Plan
@@ -25,6 +26,7 @@ from workers.engine.passes.quantize._targets import Target
 from workers.engine.passes.quantize._weights import Weights
 
 _BATCH = 32
+_BATCH_BYTES = 256 << 20
 
 Codes = dict[ir.Value, _affine.Activation]
 
@@ -88,7 +90,9 @@ def _observe(
     names = [value.name or "" for value in values]
     ranges = [_new_range(step) for _ in names]
     module = execute.as_module(graph).to(ctx.device).eval()
-    for indices in _batches(samples.samples, _fixed_batch(graph)):
+    fixed = _fixed_batch(graph)
+    size = fixed or _free_batch(graph, names, samples)
+    for indices in _batches(samples.samples, size, full=fixed is not None):
         batch = samples.batch(indices)
         inputs = [torch.from_numpy(batch[v.name or ""]).to(ctx.device) for v in graph.inputs]
         with torch.no_grad():
@@ -113,12 +117,19 @@ def _fixed_batch(graph: Graph) -> int | None:
     return next((size for size in sizes if isinstance(size, int)), None)
 
 
-def _batches(samples: int, fixed: int | None) -> Iterator[NDArray[np.int64]]:
+def _free_batch(graph: Graph, names: Sequence[str], samples: Dataset) -> int:
+    """As many samples as keep the values that are looked at, all at one time, within `_BATCH_BYTES`."""
+    given = {name: array.shape for name, array in samples.batch([0]).items()}
+    inferred = shapes.infer(graph, shapes.example_shapes(graph, given=given))
+    sample_bytes = sum(4 * math.prod(inferred[name]) for name in names if name in inferred)
+    return max(1, min(_BATCH, _BATCH_BYTES // max(sample_bytes, 1)))
+
+
+def _batches(samples: int, size: int, *, full: bool) -> Iterator[NDArray[np.int64]]:
     """Indices of all samples in batches; a last one that must be full repeats the last sample."""
-    size = fixed or _BATCH
     for start in range(0, samples, size):
         indices = np.arange(start, start + size)
-        yield indices.clip(max=samples - 1) if fixed else indices[indices < samples]
+        yield indices.clip(max=samples - 1) if full else indices[indices < samples]
 
 
 def _finite(name: str, values: np.ndarray) -> np.ndarray:
