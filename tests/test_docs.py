@@ -16,6 +16,7 @@ import typer.main
 
 import modelpress
 from app import main, settings
+from benchmarks import __main__ as benchmarks
 from modelpress import cli
 from modelpress.spec import named, recipe, state
 from tests import servers
@@ -202,6 +203,12 @@ def test_json_is_json_and_a_recipe_is_a_recipe(path: Path) -> None:
 def _anchors(text: str) -> set[str]:
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", benchmarks.names())
+def test_benchmark_has_its_table_and_its_command(name: str) -> None:
+    section = page("benchmarks.md").partition(f"    .venv/bin/python -m benchmarks.{name}")[2]
+    assert re.search(r"^\|( -+:? \|)+$|^\|(-+:?\|)+$", section.partition("\n## ")[0], re.MULTILINE)
 
 
 def test_decisions_are_numbered_and_listed() -> None:
