@@ -12,7 +12,7 @@ from modelpress import _transport, errors
 from modelpress.resources import Upload
 
 TUS = {"Tus-Resumable": "1.0.0"}
-PATCH_BYTES = 64 << 20  # what a broken connection may cost
+PATCH_BYTES = 4 << 30  # the server keeps what came before a break, and must join pieces at the end
 READ_BYTES = 1 << 20
 PATIENCE = 8  # fruitless attempts in a row
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from modelpress.spec.constraint import Constraint
 from modelpress.spec.inspection import DatasetInspection, ModelInspection
@@ -140,7 +140,7 @@ class StepInfo(Resource):
     family: str
     paper: str
     doc: str
-    parameters: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default={}, alias="schema")  # JSON Schema of the step
     defaults: dict[str, Any] = {}
 
 
