@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,10 @@ import sqlalchemy
 from app import db, settings, tables
 from modelpress import embedded
 from tests import servers
+
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # a background shell has it ignored, which children inherit
 
 _numbers = itertools.count(1)
 TEMPLATE = "modelpress_template"
