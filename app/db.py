@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -12,6 +14,8 @@ from sqlalchemy import Connection, Engine, create_engine, event, func, select
 from sqlalchemy.orm import Session, SessionTransaction
 
 from app import settings, tables
+
+_PATIENCE_S = 15
 
 
 def make_engine(url: str) -> Engine:
@@ -35,18 +39,34 @@ def _sqlite(url: str) -> Engine:
     def _configure(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # transactions are ours, so that DDL is in them too
         for pragma in (
-            "journal_mode=WAL",
+            f"busy_timeout={_PATIENCE_S * 1000}",
             "synchronous=NORMAL",
-            "busy_timeout=15000",
             "foreign_keys=ON",
         ):
             connection.execute(f"PRAGMA {pragma}")
+        _use_wal(connection)
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")  # a reader that later writes would deadlock
 
     return engine
+
+
+def _use_wal(connection: Any) -> None:
+    """Lets readers and a writer work at once. The first to open a new file switches it, and SQLite refuses others
+    meanwhile without waiting (busy_timeout does not hold for the switch), so this waits.
+    """
+    until = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 @cache
