@@ -8,7 +8,7 @@ from typing import Annotated, Any, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from modelpress.spec.problem import Problem, Refused, from_validation
-from modelpress.spec.prune import PruneMagnitude
+from modelpress.spec.prune import PruneChannels, PruneMagnitude
 from modelpress.spec.quantize import QuantizeInt8
 from modelpress.spec.step import Step
 
@@ -16,6 +16,7 @@ MAX_STEPS = 32
 
 AnyStep = Annotated[
     PruneMagnitude  #
+    | PruneChannels
     | QuantizeInt8,
     Field(discriminator="kind"),
 ]

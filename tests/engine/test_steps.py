@@ -22,6 +22,11 @@ VARIANTS: dict[str, Step] = {
     "prune.magnitude/fine-tuned": STEPS["prune.magnitude"](
         sparsity=0.6, rounds=2, fine_tune=FineTune(epochs=1, batch_size=16)
     ),
+    "prune.channels": STEPS["prune.channels"](fraction=0.5),
+    "prune.channels/global": STEPS["prune.channels"](fraction=0.4, scope="global", criterion="l1"),
+    "prune.channels/taylor": STEPS["prune.channels"](
+        macs_ratio=1.5, rounds=2, criterion="taylor", fine_tune=FineTune(epochs=1, batch_size=16)
+    ),
     "quantize.int8": STEPS["quantize.int8"](samples=32),
     "quantize.int8/percentile": STEPS["quantize.int8"](samples=32, calibration="percentile"),
     "quantize.int8/per-tensor": STEPS["quantize.int8"](samples=32, per_channel=False),
@@ -110,6 +115,9 @@ def check_effect(step: Step, source: Graph, data: bytes) -> None:
         layers = [weights[name] for name in weights if name.startswith("weight")]
         zeros = sum(int((w == 0).sum()) for w in layers)
         assert zeros == pytest.approx(step.sparsity * sum(w.size for w in layers), abs=len(layers))
+    elif step.kind == "prune.channels":
+        parameters = sum(array.size for array in source.parameters().values())
+        assert sum(w.size for w in weights.values()) < 0.9 * parameters
     else:
         floats = sum(array.nbytes for array in source.parameters().values())
         stored = sum(w.nbytes for name, w in weights.items() if w.dtype == np.int8)

@@ -13,7 +13,10 @@ from modelpress.spec import recipe
 from modelpress.spec.step import Step
 
 KINDS = sorted(recipe.STEPS)
-REQUIRED: dict[str, dict[str, Any]] = {"prune.magnitude": {"sparsity": 0.5}}
+REQUIRED: dict[str, dict[str, Any]] = {
+    "prune.magnitude": {"sparsity": 0.5},
+    "prune.channels": {"fraction": 0.5},
+}
 
 
 def schema(kind: str) -> dict[str, Any]:

@@ -2,6 +2,6 @@
 
 from workers.engine.graph.graph import Graph
 
-from workers.engine.graph import edit, execute, match, shapes, verify  # isort: skip
+from workers.engine.graph import channels, edit, execute, match, shapes, verify  # isort: skip
 
-__all__ = ["Graph", "edit", "execute", "match", "shapes", "verify"]
+__all__ = ["Graph", "channels", "edit", "execute", "match", "shapes", "verify"]

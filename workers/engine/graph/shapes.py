@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import onnx_ir as ir
 import torch
@@ -18,6 +18,8 @@ from workers.engine.graph.ops import Call
 from workers.engine.graph.ops.constant import HOST_ELEMENTS
 
 Shapes = Mapping[str, Sequence[int]]
+
+AnyRuler = TypeVar("AnyRuler", bound="Ruler")
 
 _META = torch.device("meta")
 
@@ -120,9 +122,21 @@ def measure(graph: Graph, input_shapes: Shapes) -> Facts:
     Raises:
         BadModel: shapes do not fit each other, or depend on the data.
     """
+    machine = run(graph, input_shapes, Ruler)
+    return Facts(machine.shapes, machine.macs, machine.peak_bytes)
+
+
+def run(
+    graph: Graph, input_shapes: Shapes, ruler: Callable[[program.Values], AnyRuler]
+) -> AnyRuler:
+    """One run without data on a machine made by `ruler`, which is answered.
+
+    Raises:
+        BadModel: shapes do not fit each other, or depend on the data.
+    """
     try:
         values = _stand_ins(graph, input_shapes)
-        machine = _Ruler(values)
+        machine = ruler(values)
         machine.run(program.prepare(graph.model.graph), values)
     except EngineError:
         raise
@@ -133,7 +147,7 @@ def measure(graph: Graph, input_shapes: Shapes) -> Facts:
         raise Unsupported(f"a shape depends on the data {where}: {error}", layer=where) from error
     except (ValueError, TypeError, IndexError, KeyError, ZeroDivisionError) as error:
         raise _misfit(error) from error
-    return Facts(machine.shapes, machine.macs, machine.peak_bytes)
+    return machine
 
 
 def _misfit(error: Exception) -> BadModel:
@@ -166,7 +180,7 @@ def _stand_in(initializer: ir.Value) -> torch.Tensor:
     return torch.empty(shape, dtype=tensors.dtype_of(tensor.dtype), device=_META)
 
 
-class _Ruler(program.Machine):
+class Ruler(program.Machine):
     """A machine that computes nothing but small host values, and writes down what it sees."""
 
     def __init__(self, values: program.Values) -> None:

@@ -11,19 +11,17 @@ layers (scope 'global', with a cap for each) or within each layer.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
 import torch
 
 from modelpress.spec.prune import PruneMagnitude
-from workers.engine import train
 from workers.engine.context import Context
 from workers.engine.errors import BadModel, NothingChanged
 from workers.engine.graph import Graph, execute, match
 from workers.engine.graph.execute import GraphModule
 from workers.engine.passes import _weights
-from workers.engine.passes.prune import _masks
+from workers.engine.passes.prune import _masks, _recovery
 from workers.engine.passes.prune._masks import Mask
 
 _NO_GAIN = (
@@ -114,42 +112,13 @@ def _recover(
 ) -> None:
     """Trains what is left, or at least refits the normalization where there is data."""
     if step.fine_tune is None:
-        _refresh(graph, ctx)
+        _recovery.refresh(graph, ctx, "dense weights")
         return
-    assert ctx.train is not None, "the recipe was checked: fine-tuning has data"
     module = execute.as_module(graph)
     mask = Masked(module, masks)
-    label = f"round {index} of {step.rounds}"
-    part = _part(ctx, index, step.rounds)
-    log = train.fit(module, ctx.train, step.fine_tune, part, after_step=mask.apply, label=label)
-    mask.apply()
-    execute.write_back(module, graph)
-    ctx.note(
-        f"{label}: loss {log.losses[0]:.4g} in the first epoch, {log.losses[-1]:.4g} in the last"
+    _recovery.train_round(
+        graph, module, step.fine_tune, ctx, _recovery.Round(index, step.rounds), mask.apply
     )
-
-
-def _refresh(graph: Graph, ctx: Context) -> None:
-    module = execute.as_module(graph)
-    if not module.statistics:
-        return
-    if ctx.train is None:
-        ctx.note(
-            "without data the statistics of BatchNormalization stay those of the dense weights"
-        )
-        return
-    batches = train.refresh_batch_norm(module, ctx.train, ctx)
-    execute.write_back(module, graph)
-    ctx.note(f"statistics of BatchNormalization were refreshed on {batches} batches")
-
-
-def _part(ctx: Context, index: int, rounds: int) -> Context:
-    """The context of one round: its own random numbers, its share of the progress."""
-
-    def report(fraction: float, message: str) -> None:
-        ctx.report((index - 1 + fraction) / rounds, message)
-
-    return replace(ctx, scope=f"{ctx.scope}/round/{index}", report=report)
 
 
 class Masked:

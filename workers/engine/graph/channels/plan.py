@@ -1,0 +1,113 @@
+"""What can be removed: classes of channels with everything they touch, in families of equal kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from workers.engine.graph import shapes
+from workers.engine.graph.channels import flow
+from workers.engine.graph.channels._labels import Classes
+from workers.engine.graph.channels.flow import Flow
+from workers.engine.graph.graph import Graph
+
+Removed = npt.NDArray[np.bool_]
+"""[classes]: True where a class goes."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Classes that touch the same axes of the same weights: the channels of one layer, or of layers that are joined."""
+
+    classes: npt.NDArray[np.int64]
+    axes: tuple[tuple[str, int], ...]
+    """Weights and their axes, in the order in which the network reads them."""
+    width: int
+    """Elements that one class takes of the axis of which it takes the fewest."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Channels of a graph, and which of them go together."""
+
+    flow: Flow
+    classes: Classes
+
+    @cached_property
+    def axes(self) -> dict[tuple[str, int], npt.NDArray[np.int64]]:
+        """The class of each element along each axis of each weight that channels touch."""
+        return {
+            (name, axis): self.classes.of[labels.numpy()]
+            for name, known in self.flow.book.axes.items()
+            for axis, labels in known.items()
+        }
+
+    @cached_property
+    def families(self) -> list[Family]:
+        """Every family that may lose channels, in the order of its first class."""
+        free = ~self.classes.is_pinned()
+        rng = np.random.default_rng(0)
+        marks = np.zeros(self.classes.count, dtype=np.uint64)
+        for touched in self.axes.values():
+            marks[np.unique(touched)] += rng.integers(1, 2**63, dtype=np.uint64)
+        known = np.flatnonzero(free & (marks != 0))
+        _, first, member = np.unique(marks[known], return_index=True, return_inverse=True)
+        return [self._family(known[member == at]) for at in np.argsort(first)]
+
+    def _family(self, classes: npt.NDArray[np.int64]) -> Family:
+        takes = {key: int((touched == classes[0]).sum()) for key, touched in self.axes.items()}
+        axes = tuple(key for key, count in takes.items() if count)
+        return Family(classes, axes, min(takes[key] for key in axes))
+
+    def vectors(self) -> Iterator[npt.NDArray[np.int64]]:
+        """The classes along each axis that has channels, of weights and of values, each once."""
+        seen: set[bytes] = set()
+        labelled = (s.labels for s in self.flow.book.shadows.values() if s.labels is not None)
+        of_values = (self.classes.of[labels.numpy()] for labels in labelled)
+        for vector in (*self.axes.values(), *of_values):
+            if vector.tobytes() not in seen:
+                seen.add(vector.tobytes())
+                yield vector
+
+    def reason(self, name: str, axis: int) -> str:
+        """Why elements of this axis stay; '' where all of them may go."""
+        if (name, axis) not in self.axes:
+            return "nothing that is known reads it"
+        found = [self.classes.reasons.get(c, "") for c in np.unique(self.axes[name, axis]).tolist()]
+        return next((reason for reason in found if reason), "")
+
+    def spare(self, removed: Removed, scores: npt.NDArray[np.float64], least: int) -> Removed:
+        """The same, with the best channels back wherever fewer than `least` would be left."""
+        removed = removed.copy()
+        for vector in self.vectors():
+            lost = removed[vector]
+            missing = min(least, vector.size) - int((~lost).sum())
+            if missing > 0:
+                gone = np.unique(vector[lost])
+                best = gone[np.argsort(-scores[gone], kind="stable")]
+                removed[best[:missing]] = False
+        return removed
+
+    def kept(self, labels: torch.Tensor, removed: Removed) -> npt.NDArray[np.bool_]:
+        """Which of these channels stay. labels: [n] int64."""
+        kept: npt.NDArray[np.bool_] = ~removed[self.classes.of[labels.numpy()]]
+        return kept
+
+
+def make(graph: Graph, input_shapes: shapes.Shapes) -> Plan:
+    """Follows every channel through a graph and finds what can go.
+
+    Args:
+        graph: The graph; it is not changed.
+        input_shapes: Sizes of its inputs, of one sample.
+
+    Raises:
+        BadModel: shapes do not fit each other, or depend on the data.
+    """
+    followed = flow.trace(graph, input_shapes)
+    return Plan(followed, followed.book.labels.classes())

@@ -1,0 +1,71 @@
+"""Training after weights went: a share of the step's progress for each round, and fresh statistics where nothing is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from modelpress.spec.step import FineTune
+from workers.engine import train
+from workers.engine.context import Context
+from workers.engine.graph import Graph, execute
+from workers.engine.graph.execute import GraphModule
+
+
+@dataclass(frozen=True)
+class Round:
+    """Which of how many, from 1."""
+
+    index: int
+    rounds: int
+
+    @property
+    def label(self) -> str:
+        """How messages name it."""
+        return f"round {self.index} of {self.rounds}"
+
+
+def train_round(
+    graph: Graph,
+    module: GraphModule,
+    fine_tune: FineTune,
+    ctx: Context,
+    now: Round,
+    after_step: Callable[[], None] = train.nothing,
+) -> None:
+    """Trains the module, puts its weights into the graph and notes the losses.
+
+    Raises:
+        Diverged: training gave NaN or infinity.
+    """
+    assert ctx.train is not None, "the recipe was checked: fine-tuning has data"
+    log = train.fit(
+        module, ctx.train, fine_tune, part(ctx, now), after_step=after_step, label=now.label
+    )
+    after_step()
+    execute.write_back(module, graph)
+    ctx.note(
+        f"{now.label}: loss {log.losses[0]:.4g} in the first epoch, {log.losses[-1]:.4g} in the last"
+    )
+
+
+def refresh(graph: Graph, ctx: Context, before: str) -> None:
+    """Refits the statistics of normalization, which belong to what was `before`, where there is data."""
+    module = execute.as_module(graph)
+    if not module.statistics:
+        return
+    if ctx.train is None:
+        ctx.note(f"without data the statistics of BatchNormalization stay those of the {before}")
+        return
+    batches = train.refresh_batch_norm(module, ctx.train, ctx)
+    execute.write_back(module, graph)
+    ctx.note(f"statistics of BatchNormalization were refreshed on {batches} batches")
+
+
+def part(ctx: Context, now: Round) -> Context:
+    """The context of one round: its own random numbers, its share of the progress."""
+
+    def report(fraction: float, message: str) -> None:
+        ctx.report((now.index - 1 + fraction) / now.rounds, message)
+
+    return replace(ctx, scope=f"{ctx.scope}/round/{now.index}", report=report)
