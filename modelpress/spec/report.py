@@ -96,6 +96,38 @@ class Skipped(_Frozen):
     reason: str = Field(description="Why it was left alone.")
 
 
+class Control(_Frozen):
+    """A network trained the other way, beside a step's result, so that the step can be seen to matter."""
+
+    name: str = Field(
+        description="'scratch_e': the step's shape trained from new weights for as many epochs; 'scratch_b': for as much computation."
+    )
+    epochs: int = Field(description="Epochs it was trained for.")
+    quality: Quality = Field(description="Measured as the stage's own, on an exported file.")
+    note: str = Field(default="", description="What a reader should know of it.")
+
+
+class CurvePoint(_Frozen):
+    """One point of a curve, over several seeds."""
+
+    x: float = Field(description="Where.")
+    mean: float = Field(description="Mean over the runs.")
+    low: float | None = Field(
+        default=None, description="Lower end of the 95 % interval of the mean; null for one run."
+    )
+    high: float | None = Field(default=None, description="Upper end; null for one run.")
+    runs: int = Field(default=1, description="Runs, each with a seed of its own.")
+
+
+class Curve(_Frozen):
+    """A figure against another, as a step measured it on the eval split."""
+
+    name: str = Field(description="'ticket', 'random_reinit': which line of the picture.")
+    x: str = Field(description="What x is: 'fraction of weights kept'.")
+    y: str = Field(description="What y is: 'accuracy'.")
+    points: tuple[CurvePoint, ...] = Field(description="In order of x.")
+
+
 class Stage(_Frozen):
     """One row of the report: the baseline or the result of a step, measured on the file it exported."""
 
@@ -112,6 +144,12 @@ class Stage(_Frozen):
     )
     notes: tuple[str, ...] = Field(
         default=(), description="What a reader should know: choices made, gains that did not come."
+    )
+    controls: tuple[Control, ...] = Field(
+        default=(), description="The same trained otherwise, where the step was asked for it."
+    )
+    curves: tuple[Curve, ...] = Field(
+        default=(), description="What the step measured on its way, for a picture."
     )
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from modelpress.spec.report import Skipped, Touched
+from modelpress.spec.report import Control, Curve, Skipped, Touched
 from workers.engine import data, graph
 from workers.engine.errors import Unsupported
 
@@ -31,6 +31,8 @@ class Coverage:
     touched: list[Touched] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    controls: list[Control] = field(default_factory=list)
+    curves: list[Curve] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -137,6 +137,8 @@ class Gauge:
             touched=tuple(done.coverage.touched),
             skipped=tuple(done.coverage.skipped),
             notes=tuple(done.coverage.notes),
+            controls=tuple(done.coverage.controls),
+            curves=tuple(done.coverage.curves),
         )
         return stage.model_copy(update={"notes": (*stage.notes, *_shortfalls(before, stage))})
 
