@@ -40,7 +40,8 @@ def test_kind_is_family_and_method(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_step_lives_in_the_file_of_its_family(kind: str) -> None:
-    assert recipe.STEPS[kind].__module__ == f"modelpress.spec.{kind.split('.')[0]}"
+    family = f"modelpress.spec.{kind.split('.')[0]}"
+    assert recipe.STEPS[kind].__module__ in (family, f"modelpress.spec.{kind}")
 
 
 @pytest.mark.parametrize("kind", KINDS)
