@@ -56,7 +56,8 @@ fix: setup ## Format the code and mend what ruff can
 docs: setup ## Write the generated parts of docs/ anew
 	$(BIN)/python docs/generate.py
 
-bench: setup ## Run every benchmark; tables here, JSON in bench-output/
+bench: ## Run every benchmark beside its peers; tables here, JSON in bench-output/
+	@$(MAKE) setup EXTRAS=bench
 	$(BIN)/python -m benchmarks
 
 serve: setup ## Start the embedded service on this machine
@@ -72,7 +73,7 @@ image: ## Build both container images
 lock: ## Resolve constraints.txt anew from pyproject.toml
 	@PYTHON=$(PYTHON) VENV=$(VENV)-lock deploy/venv.sh
 	$(VENV)-lock/bin/python -m pip install --quiet --disable-pip-version-check uv
-	$(VENV)-lock/bin/uv pip compile pyproject.toml --extra dev --universal \
+	$(VENV)-lock/bin/uv pip compile pyproject.toml --extra bench --universal \
 	    --python-version 3.11 --no-header --no-annotate --output-file constraints.txt
 	rm -rf $(VENV)-lock
 
