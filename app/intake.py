@@ -5,6 +5,7 @@ A connection that breaks or falls silent ends the part, and what has come counts
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from collections.abc import AsyncIterator, Callable
@@ -142,6 +143,7 @@ class _Flow:
         self.seen_bytes, self.is_cut = 0, False
         self.sha256 = hashlib.sha256()
         self._checksum = hashlib.new(body.checksum.algorithm) if body.checksum else None
+        self._hashing: asyncio.Future[None] | None = None
         self._lease = _Lease(writing)
 
     async def blocks(self) -> AsyncIterator[bytes]:
@@ -156,6 +158,7 @@ class _Flow:
                 pending, pending_bytes = [], 0
         if pending:
             yield await self._take(pending)
+        await self._hashed()
 
     async def _chunks(self) -> AsyncIterator[bytes]:
         while True:
@@ -175,10 +178,19 @@ class _Flow:
     async def _take(self, pending: list[bytes]) -> bytes:
         await self._lease.renew_when_due()
         block = b"".join(pending)
+        await self._hashed()
+        self._hashing = asyncio.get_running_loop().run_in_executor(None, self._hash, block)
+        return block
+
+    async def _hashed(self) -> None:
+        """Waits for the block before, which was hashed in a thread while this one came."""
+        if self._hashing is not None:
+            await self._hashing
+
+    def _hash(self, block: bytes) -> None:
         self.sha256.update(block)
         if self._checksum is not None:
             self._checksum.update(block)
-        return block
 
     def check(self) -> None:
         """Raises ChecksumMismatch or BadRequest where what came is not what was to come."""

@@ -23,7 +23,7 @@ from anyio import to_thread
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore, S3Store
 
-from app import errors, settings
+from app import errors, localfile, settings
 from app.settings import Settings
 
 if TYPE_CHECKING:
@@ -56,6 +56,9 @@ class Store:
     async def put_stream(self, key: str, chunks: AsyncIterator[bytes], *, size_bytes: int) -> None:
         """Writes what comes, at most `size_bytes`; the object appears whole or not at all. `settle` makes it last."""
         with _translated(key):
+            if self._root is not None:
+                await localfile.write(self._root / key, chunks)
+                return
             await obstore.put_async(
                 self._objects,
                 key,

@@ -160,14 +160,14 @@ def _model(service: Service, upload: str) -> str:
 
 
 def _download(service: Service, url: str, target: Path, sha256: str) -> None:
-    digest = hashlib.sha256()
+    digest, block = hashlib.sha256(), memoryview(bytearray(MIB))
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=600)
     connection.request("GET", urlsplit(url).path, headers=service.headers)
     response = connection.getresponse()
     with target.open("wb") as file:
-        while block := response.read(MIB):
-            digest.update(block)
-            file.write(block)
+        while size := response.readinto(block):
+            digest.update(block[:size])
+            file.write(block[:size])
     connection.close()
     assert digest.hexdigest() == sha256
     target.unlink()
