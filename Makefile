@@ -9,6 +9,7 @@ MAKEFLAGS += --no-print-directory
 PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,\
     $(shell $(name) -c 'import sys; sys.version_info < (3, 11) and sys.exit(1); print("$(name)")' 2>/dev/null)) python3)
 EXTRAS ?= dev
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(EXTRAS)
@@ -33,7 +34,7 @@ demo: setup ## Train a small network, compress it through the service, print the
 
 test: lint ## Every check and every test, with real servers
 	@command -v curl >/dev/null || $(MAKE) curl
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 check: lint ## What needs no server: format, lint, types, layers, docs
 	$(BIN)/python -m pytest -q tests/test_docs.py tests/test_layers.py

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -23,7 +24,9 @@ from modelpress import resources
 from modelpress.spec import named, recipe
 from modelpress.spec.progress import Progress as JobProgress
 
-out = Console()
+_PIPED_WIDTH = 160  # a program that reads a list wants its words whole
+
+out = Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH)
 err = Console(stderr=True)
 
 

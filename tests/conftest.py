@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -23,7 +24,8 @@ signal.signal(
 )  # a background shell has it ignored, which children inherit
 
 _numbers = itertools.count(1)
-TEMPLATE = "modelpress_template"
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "alone")  # two may share a Postgres
+TEMPLATE = f"modelpress_{WORKER}_template"
 
 
 class Service(NamedTuple):
@@ -32,6 +34,14 @@ class Service(NamedTuple):
     home: Path
     url: str
     key: str
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Prints what tests recorded as `record_property("figure", ...)`: their own output is shown only where they fail."""
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        for name, value in report.user_properties:
+            if name == "figure":
+                terminalreporter.write_line(str(value))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -171,7 +181,7 @@ def _create_tables(url: str) -> None:
 
 @contextlib.contextmanager
 def _postgres_database(server: str, template: str) -> Iterator[str]:
-    name = f"modelpress_{next(_numbers)}"
+    name = f"modelpress_{WORKER}_{next(_numbers)}"
     drop = f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"
     _administer(server, drop, f"CREATE DATABASE {name} TEMPLATE {template}")
     yield _sibling(server, name)
