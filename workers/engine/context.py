@@ -8,10 +8,11 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from modelpress.spec.report import Control, Curve, Skipped, Touched
 from workers.engine import data, graph
@@ -50,6 +51,9 @@ class Context:
     work: Path  # scratch, free to write below
     train: data.Dataset | None = None  # null where the job has no data
     eval: data.Dataset | None = None
+    outputs: dict[str, NDArray[Any]] = field(
+        default_factory=dict
+    )  # of the uploaded model on the eval split, once it is measured
     scope: str = ""  # the step, 'steps/1': steps draw different numbers from the same seed
     report: Report = silent  # fraction of the step from 0 to 1, and what is being done
     coverage: Coverage = field(default_factory=Coverage)

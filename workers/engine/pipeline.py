@@ -135,6 +135,7 @@ def _baseline(job: _Job) -> tuple[Gauge, Report]:
     )
     probing.check_reproduces(original, ctx.source, unmeasured)
     gauge, stage = unmeasured.baseline(ctx.source, job.teller.tell)
+    ctx.outputs.update(gauge.reference.outputs)
     if ctx.train is not None:
         gauge.check_labels(ctx.train)
     report = Report(
