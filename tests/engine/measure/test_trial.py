@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from tests.engine import jobs
 from workers.engine import initialize
@@ -33,6 +32,6 @@ def test_outputs_that_the_job_measured_are_what_it_is_compared_with(tmp_path):
     model, graph = jobs.load("plain_cnn", tmp_path)
     ctx = jobs.context_of(graph, tmp_path, jobs.dataset_of(model))
     ctx.outputs["logits"] = np.zeros((48, 10), np.float32)
-    assert trial.measure(graph, ctx).agreement == pytest.approx(0.1, abs=0.15)
+    assert trial.measure(graph, ctx).max_abs_difference > 0.1
     assert not (tmp_path / "source.onnx").exists()
     assert not (tmp_path / "trial.onnx").exists()
