@@ -158,7 +158,7 @@ def _fields(fields: Mapping[str, FieldInfo], schema: Mapping[str, Any]) -> str:
 def _type(of: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
     """A JSON Schema in words: 'number, above 0 and below 1'."""
     if "$ref" in of:
-        return f"[{of['$ref'].rsplit('/', 1)[1]}](#fine_tune)"
+        return _object(of["$ref"].rsplit("/", 1)[1], schema)
     if "anyOf" in of:
         return " or ".join(_type(option, schema) for option in of["anyOf"])
     if "enum" in of:
@@ -167,6 +167,14 @@ def _type(of: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
         return f"list of {_type(of['items'], schema)}, at most {of['maxItems']}"
     limits = " and ".join(_limits(of))
     return f"{of['type']}, {limits}" if limits else str(of["type"])
+
+
+def _object(name: str, schema: Mapping[str, Any]) -> str:
+    """An object of a step: a link where it has a section of its own, else its fields."""
+    if name == FineTune.__name__:
+        return f"[{name}](#fine_tune)"
+    fields = schema["$defs"][name]["properties"]
+    return f"{{{'; '.join(f'`{field}`: {_type(of, schema)}' for field, of in fields.items())}}}"
 
 
 def _limits(of: Mapping[str, Any]) -> Iterator[str]:

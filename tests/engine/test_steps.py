@@ -22,6 +22,11 @@ VARIANTS: dict[str, Step] = {
     "prune.magnitude/fine-tuned": STEPS["prune.magnitude"](
         sparsity=0.6, rounds=2, fine_tune=FineTune(epochs=1, batch_size=16)
     ),
+    "prune.magnitude/wanda": STEPS["prune.magnitude"](
+        sparsity=0.5, criterion="wanda", scope="layer", samples=40
+    ),
+    "prune.magnitude/taylor": STEPS["prune.magnitude"](sparsity=0.5, criterion="taylor"),
+    "prune.magnitude/pattern": STEPS["prune.magnitude"](pattern="1:2"),
     "prune.channels": STEPS["prune.channels"](fraction=0.5),
     "prune.channels/global": STEPS["prune.channels"](fraction=0.4, scope="global", criterion="l1"),
     "prune.channels/taylor": STEPS["prune.channels"](
@@ -111,8 +116,11 @@ def check_effect(step: Step, source: Graph, data: bytes) -> None:
     """What the step promises is there, measured on the file."""
     after = onnx.load_from_string(data)
     weights = {w.name: onnx.numpy_helper.to_array(w) for w in after.graph.initializer}
-    if step.kind == "prune.magnitude":
-        layers = [weights[name] for name in weights if name.startswith("weight")]
+    layers = [weights[name] for name in weights if name.startswith("weight")]
+    if step.kind == "prune.magnitude" and step.pattern is not None:
+        kept, of = step.kept_of
+        assert {float((w != 0).mean()) for w in layers} <= {kept / of, 1.0}
+    elif step.kind == "prune.magnitude":
         zeros = sum(int((w == 0).sum()) for w in layers)
         assert zeros == pytest.approx(step.sparsity * sum(w.size for w in layers), abs=len(layers))
     elif step.kind == "prune.channels":

@@ -17,6 +17,8 @@ network, and on a trained one E[g] is near zero, which is why taylor squares bef
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +35,17 @@ from workers.engine.passes.prune._masks import Array
 
 _BATCH = 32
 
+Drawn: TypeAlias = npt.NDArray[np.int64]
+"""Indices of training samples."""
+
+
+@dataclass(frozen=True)
+class _Given:
+    graph: Graph
+    weights: Mapping[str, Array]
+    step: PruneMagnitude
+    ctx: Context
+
 
 def scores(
     graph: Graph, names: Sequence[str], step: PruneMagnitude, ctx: Context
@@ -44,71 +57,59 @@ def scores(
         BadData, Unsupported: as `losses.classification`.
     """
     weights = {name: _masks.exact(graph.weight(name)) for name in names}
-    return _CRITERIA[step.criterion](graph, weights, step, ctx)
+    return _CRITERIA[step.criterion](_Given(graph, weights, step, ctx))
 
 
-Weights = Mapping[str, Array]
-_Criterion = Callable[[Graph, Weights, PruneMagnitude, Context], dict[str, Array]]
+def _large_final(given: _Given) -> dict[str, Array]:
+    return _masks.magnitudes(given.weights)
 
 
-def _large_final(_: Graph, weights: Weights, __: PruneMagnitude, ___: Context) -> dict[str, Array]:
-    return _masks.magnitudes(weights)
+def _small_final(given: _Given) -> dict[str, Array]:
+    return {name: -np.abs(w) for name, w in given.weights.items()}
 
 
-def _small_final(_: Graph, weights: Weights, __: PruneMagnitude, ___: Context) -> dict[str, Array]:
-    return {name: -np.abs(w) for name, w in weights.items()}
+def _large_init(given: _Given) -> dict[str, Array]:
+    return _masks.magnitudes(_initial(given))
 
 
-def _large_init(_: Graph, weights: Weights, __: PruneMagnitude, ctx: Context) -> dict[str, Array]:
-    return _masks.magnitudes(_initial(weights, ctx))
+def _magnitude_increase(given: _Given) -> dict[str, Array]:
+    initial = _initial(given)
+    return {name: np.abs(w) - np.abs(initial[name]) for name, w in given.weights.items()}
 
 
-def _magnitude_increase(
-    _: Graph, weights: Weights, __: PruneMagnitude, ctx: Context
-) -> dict[str, Array]:
-    initial = _initial(weights, ctx)
-    return {name: np.abs(w) - np.abs(initial[name]) for name, w in weights.items()}
+def _movement(given: _Given) -> dict[str, Array]:
+    initial = _initial(given)
+    return {name: np.abs(w - initial[name]) for name, w in given.weights.items()}
 
 
-def _movement(_: Graph, weights: Weights, __: PruneMagnitude, ctx: Context) -> dict[str, Array]:
-    initial = _initial(weights, ctx)
-    return {name: np.abs(w - initial[name]) for name, w in weights.items()}
+def _random(given: _Given) -> dict[str, Array]:
+    rng = given.ctx.random("criterion")
+    return {name: rng.random(w.shape) for name, w in given.weights.items()}
 
 
-def _random(_: Graph, weights: Weights, __: PruneMagnitude, ctx: Context) -> dict[str, Array]:
-    rng = ctx.random("criterion")
-    return {name: rng.random(w.shape) for name, w in weights.items()}
-
-
-def _snip(
-    graph: Graph, weights: Weights, step: PruneMagnitude, ctx: Context
-) -> dict[str, Array]:
-    total = {name: np.zeros(w.shape) for name, w in weights.items()}
-    for share, gradients in _gradients(graph, step, ctx):
+def _snip(given: _Given) -> dict[str, Array]:
+    total = _zeros(given)
+    for share, gradients in _gradients(given):
         for name in total:
             total[name] += share * gradients[name]
-    return _finite({name: np.abs(w * total[name]) for name, w in weights.items()}, "gradient")
+    return _finite({name: np.abs(w * total[name]) for name, w in given.weights.items()}, "gradient")
 
 
-def _taylor(
-    graph: Graph, weights: Weights, step: PruneMagnitude, ctx: Context
-) -> dict[str, Array]:
-    total = {name: np.zeros(w.shape) for name, w in weights.items()}
-    for share, gradients in _gradients(graph, step, ctx):
-        for name, w in weights.items():
+def _taylor(given: _Given) -> dict[str, Array]:
+    total = _zeros(given)
+    for share, gradients in _gradients(given):
+        for name, w in given.weights.items():
             total[name] += share * np.square(w * gradients[name])
     return _finite(total, "gradient")
 
 
-def _wanda(
-    graph: Graph, weights: Weights, step: PruneMagnitude, ctx: Context
-) -> dict[str, Array]:
-    squares = _squared_inputs(graph, weights, step, ctx)
-    found = {name: np.abs(w) * np.sqrt(squares[name]) for name, w in weights.items()}
+def _wanda(given: _Given) -> dict[str, Array]:
+    squares = _squared_inputs(given)
+    found = {name: np.abs(w) * np.sqrt(squares[name]) for name, w in given.weights.items()}
     return _finite(found, "input of a layer")
 
 
-_CRITERIA: dict[str, _Criterion] = {
+_CRITERIA: dict[str, Callable[[_Given], dict[str, Array]]] = {
     "large_final": _large_final,
     "small_final": _small_final,
     "large_init": _large_init,
@@ -121,11 +122,11 @@ _CRITERIA: dict[str, _Criterion] = {
 }
 
 
-def _initial(weights: Weights, ctx: Context) -> dict[str, Array]:
+def _initial(given: _Given) -> dict[str, Array]:
     """The same weights before training."""
-    graph = ctx.models["initial"].clone()
+    graph = given.ctx.models["initial"].clone()
     _weights.turn(graph)
-    for name, weight in weights.items():
+    for name, weight in given.weights.items():
         found = graph.weight(name).shape if name in graph.initializers else None
         if found != weight.shape:
             seen = f"has it as {list(found)}" if found is not None else "has none of that name"
@@ -134,78 +135,87 @@ def _initial(weights: Weights, ctx: Context) -> dict[str, Array]:
                 layer=name,
                 hint="put this step before those that change shapes, or use a criterion that needs no initial weights",
             )
-    return {name: _masks.exact(graph.weight(name)) for name in weights}
+    return {name: _masks.exact(graph.weight(name)) for name in given.weights}
 
 
-def _gradients(
-    graph: Graph, step: PruneMagnitude, ctx: Context
-) -> Iterator[tuple[float, dict[str, npt.NDArray[np.floating]]]]:
+def _gradients(given: _Given) -> Iterator[tuple[float, dict[str, Array]]]:
     """For each batch its share of the samples and the gradients of its mean loss, zero where the loss does not reach."""
-    dataset = _data(ctx)
-    module = execute.as_module(graph).to(ctx.device).eval()
+    ctx, dataset = given.ctx, _data(given)
+    module = execute.as_module(given.graph).to(ctx.device).eval()
     loss = losses.classification(ctx.source)
     fixed = forward.fixed_batch(ctx.source, dataset)
-    for share, indices in _batches(dataset, step, ctx):
-        module.zero_grad(set_to_none=False)
+    drawn = _drawn(given)
+    for indices in np.array_split(drawn, -(-len(drawn) // _BATCH)):
+        module.zero_grad(set_to_none=True)
         loss(forward.run(module, dataset, indices, ctx.device, fixed)).backward()  # type: ignore[no-untyped-call]
-        yield (
-            share,
-            {
-                name: np.zeros(w.shape) if w.grad is None else w.grad.double().cpu().numpy()
-                for name, w in module.weights.items()
-            },
-        )
+        yield len(indices) / len(drawn), {n: _gradient(w) for n, w in module.weights.items()}
 
 
-def _squared_inputs(
-    graph: Graph, weights: Weights, step: PruneMagnitude, ctx: Context
-) -> dict[str, Array]:
-    """For each weight the sum of squares of all it is multiplied by.
+def _gradient(weight: torch.nn.Parameter) -> Array:
+    if weight.grad is None:
+        return np.zeros(weight.shape)
+    found: Array = weight.grad.double().cpu().numpy()
+    return found
 
-    A layer is linear in its weight: the gradient of the sum of layer(x^2, w) with respect to w is what is wanted, for any x and w,
-    with the strides, pads and groups that the layer has.
-    """
-    dataset = _data(ctx)
-    layers = [layer for layer in match.layers(graph) if layer.weight in weights]
-    module = execute.as_module(graph).to(ctx.device).eval()
-    inputs = [layer.node.inputs[0].name or "" for layer in layers if layer.node.inputs[0]]
-    total = {name: np.zeros(w.shape) for name, w in weights.items()}
-    fixed = forward.fixed_batch(ctx.source, dataset)
-    for _, indices in _batches(dataset, step, ctx, fixed or _BATCH):
+
+def _squared_inputs(given: _Given) -> dict[str, Array]:
+    """For each weight the sum of squares of all it is multiplied by."""
+    ctx, dataset, total = given.ctx, _data(given), _zeros(given)
+    layers = [layer for layer in match.layers(given.graph) if layer.weight in total]
+    names = [_input(layer) for layer in layers]
+    module = execute.as_module(given.graph).to(ctx.device).eval()
+    for indices in _pieces(_drawn(given), forward.fixed_batch(ctx.source, dataset)):
         feeds = dataset.batch(indices)
-        given = [torch.from_numpy(feeds[name]).to(ctx.device) for name in dataset.input_names]
+        inputs = [torch.from_numpy(feeds[name]).to(ctx.device) for name in dataset.input_names]
         with torch.no_grad():
-            values = module.values(given, inputs)
-        for layer, name in zip(layers, inputs, strict=True):
+            values = module.values(inputs, names)
+        for layer, name in zip(layers, names, strict=True):
             total[layer.weight] += _met(layer, values[name].float(), total[layer.weight].shape)
     return total
 
 
+def _input(layer: match.Layer) -> str:
+    value = layer.node.inputs[0]
+    assert value is not None, "a layer multiplies something"
+    return value.name or ""
+
+
 def _met(layer: match.Layer, x: torch.Tensor, shape: tuple[int, ...]) -> Array:
-    """Sums of squares of the elements of x that each weight of the layer meets."""
+    """Sums of squares of the elements of x that each weight of the layer meets.
+
+    A layer is linear in its weight: the gradient of the sum of layer(x^2, w) with respect to w is what is wanted, for any w, with
+    the strides, pads and groups that the layer has. No patch is unfolded.
+    """
     weight = torch.zeros(shape, device=x.device, requires_grad=True)
     attributes = {name: attribute.value for name, attribute in layer.node.attributes.items()}
     operator = ops.TABLE[ops.key("", layer.kind)]
     result: torch.Tensor = operator.compute(x.square(), weight, **attributes)
     (gradient,) = torch.autograd.grad(result.sum(), weight)
-    return gradient.double().cpu().numpy()
+    found: Array = gradient.double().cpu().numpy()
+    return found
 
 
-def _batches(
-    dataset: data.Dataset, step: PruneMagnitude, ctx: Context, size: int = _BATCH
-) -> Iterator[tuple[float, npt.NDArray[np.int64]]]:
-    """A seeded draw of the samples in batches, each with its share of them.
-
-    Batches are of nearly equal size, and all of `size` where the draw is a multiple of it.
-    """
-    drawn = ctx.random("criterion").permutation(dataset.samples)[: step.samples]
-    for indices in np.array_split(drawn, -(-len(drawn) // size)):
-        yield len(indices) / len(drawn), indices
+def _pieces(drawn: Drawn, fixed: int | None) -> list[Drawn]:
+    """Batches of nearly equal size; where the model fixes it, as many whole ones as there are samples for, but at least one."""
+    if fixed is None:
+        return list(np.array_split(drawn, -(-len(drawn) // _BATCH)))
+    whole = max(1, len(drawn) // fixed)
+    return list(np.resize(drawn, (whole, fixed)))
 
 
-def _data(ctx: Context) -> data.Dataset:
-    assert ctx.train is not None, "the recipe was checked: this criterion has data"
-    return ctx.train
+def _drawn(given: _Given) -> Drawn:
+    """A seeded choice of training samples."""
+    order = given.ctx.random("criterion").permutation(_data(given).samples)
+    return order[: given.step.samples]
+
+
+def _data(given: _Given) -> data.Dataset:
+    assert given.ctx.train is not None, "the recipe was checked: this criterion has data"
+    return given.ctx.train
+
+
+def _zeros(given: _Given) -> dict[str, Array]:
+    return {name: np.zeros(w.shape) for name, w in given.weights.items()}
 
 
 def _finite(found: dict[str, Array], what: str) -> dict[str, Array]:

@@ -1,11 +1,11 @@
-"""prune.magnitude: zeroes the weights of smallest magnitude (Han et al. 2015, arXiv 1506.02626).
+"""prune.magnitude: zeroes the weights that a criterion values least (Han et al. 2015, arXiv 1506.02626).
 
-    w = [0.9 -0.1 0.4 -0.02]  ->  [0.9 0 0.4 0]        at sparsity 0.5
+    w = [0.9 -0.1 0.4 -0.02]  ->  [0.9 0 0.4 0]        at sparsity 0.5, or with pattern 2:4
 
-In rounds on the cubic schedule of Zhu and Gupta (arXiv 1710.01878), each followed by fine-tuning with the masks re-applied after every
-optimizer step: masking gradients alone is not enough with momentum, Adam or weight decay. Biases and normalization are never pruned.
-Differs in: exact counts with a seeded tie-break, no threshold from standard deviations; weights are ranked by magnitude over all
-layers (scope 'global', with a cap for each) or within each layer.
+In rounds, each followed by fine-tuning with the masks re-applied after every optimizer step: masking gradients alone is not enough
+with momentum, Adam or weight decay. Scores are taken anew in each round, from the network as it is then. Biases and normalization are
+never pruned. Differs in: exact counts with a seeded tie-break, no threshold from standard deviations; weights are ranked over all
+layers (scope 'global', with a cap for each), within each layer or within each output. Criteria: _criteria.py.
 """
 
 from __future__ import annotations
@@ -20,9 +20,12 @@ from workers.engine.context import Context
 from workers.engine.errors import BadModel, NothingChanged
 from workers.engine.graph import Graph, execute, match
 from workers.engine.graph.execute import GraphModule
+from workers.engine.graph.match import Layer
 from workers.engine.passes import _weights
-from workers.engine.passes.prune import _masks, _recovery
+from workers.engine.passes.prune import _criteria, _masks, _recovery, _targets
 from workers.engine.passes.prune._masks import Mask
+from workers.engine.passes.prune._recovery import Round
+from workers.engine.passes.prune._targets import Targets
 
 _NO_GAIN = (
     "zeros alone make neither the file smaller nor dense kernels faster: see zipped_bytes, entropy_bytes and "
@@ -31,43 +34,48 @@ _NO_GAIN = (
 
 
 def apply(graph: Graph, step: PruneMagnitude, ctx: Context) -> Graph:
-    """Prunes the weights of convolutions and matrix products to the sparsity asked for.
+    """Prunes the weights of convolutions and matrix products to the sparsity or pattern asked for.
 
     Raises:
-        NothingChanged: there is nothing to prune, or the weights are that sparse already.
-        BadModel: a weight is not finite.
+        NothingChanged: there is nothing to prune, the weights are that sparse already, or an override names no layer.
+        BadModel: a weight is not finite, or the initial model has other weights.
         Diverged: fine-tuning gave NaN or infinity.
     """
     _weights.turn(graph)
-    names = _prunable(graph, step, ctx)
-    before = _sparsities(graph, names)
-    masks = _masks.none_pruned({name: graph.weight(name) for name in names})
+    targets = _targets.choose(graph, _prunable(graph, step, ctx), step, ctx)
+    before = {name: _sparsity(graph, name) for name in targets.layers}
+    masks = _masks.none_pruned({name: graph.weight(name) for name in targets.layers})
     changed = False
     for index in range(1, step.rounds + 1):
-        masks = _grow(graph, step, masks, index, ctx)
+        now = Round(index, step.rounds)
+        masks = _grow(graph, targets, masks, now, ctx)
         changed |= _zero(graph, masks)
-        _recover(graph, step, masks, index, ctx)
+        _recover(graph, step, masks, now, ctx)
     if not changed and step.fine_tune is None:
         raise NothingChanged(
-            f"prune.magnitude at sparsity {step.sparsity} zeroed no weight: that many are zero already",
+            f"prune.magnitude at {_asked(step)} zeroed no weight: that many are zero already",
             hint="ask for a higher sparsity or leave the step out",
         )
     _cover(graph, before, ctx)
     return graph
 
 
-def _prunable(graph: Graph, step: PruneMagnitude, ctx: Context) -> list[str]:
-    """Names of the weights to prune, each once; the others are reported with a reason."""
-    names = []
+def _asked(step: PruneMagnitude) -> str:
+    return f"pattern {step.pattern}" if step.pattern is not None else f"sparsity {step.sparsity}"
+
+
+def _prunable(graph: Graph, step: PruneMagnitude, ctx: Context) -> dict[str, Layer]:
+    """Layers to prune by their weight, each once; the others are reported with a reason."""
+    found: dict[str, Layer] = {}
     for layer in match.layers(graph):
         if step.excludes(layer.weight, layer.node.name or ""):
             ctx.skipped(layer.weight, "excluded by the recipe")
-        elif layer.weight not in names:
-            names.append(layer.weight)
-    _check(graph, names, step)
+        else:
+            found.setdefault(layer.weight, layer)
+    _check(graph, list(found), step)
     for name, reason in match.not_layers(graph).items():
         ctx.skipped(name, reason)
-    return names
+    return found
 
 
 def _check(graph: Graph, names: list[str], step: PruneMagnitude) -> None:
@@ -86,14 +94,12 @@ def _check(graph: Graph, names: list[str], step: PruneMagnitude) -> None:
 
 
 def _grow(
-    graph: Graph, step: PruneMagnitude, masks: Mapping[str, Mask], index: int, ctx: Context
+    graph: Graph, targets: Targets, masks: Mapping[str, Mask], now: Round, ctx: Context
 ) -> dict[str, Mask]:
-    weights = {name: graph.weight(name) for name in masks}
-    target = _masks.sparsity_in_round(step.sparsity, index, step.rounds)
-    rng = ctx.random(f"ties/{index}")
-    if step.scope == "layer":
-        return _masks.by_layer(weights, masks, target, rng)
-    return _masks.overall(weights, masks, target, rng, cap=step.max_layer_sparsity)
+    part = _recovery.part(ctx, now)
+    scores = _criteria.scores(graph, list(targets.layers), targets.step, part)
+    rng = ctx.random(f"ties/{now.index}")
+    return targets.grow(scores, masks, (now.index, now.rounds), rng)
 
 
 def _zero(graph: Graph, masks: Mapping[str, Mask]) -> bool:
@@ -108,7 +114,7 @@ def _zero(graph: Graph, masks: Mapping[str, Mask]) -> bool:
 
 
 def _recover(
-    graph: Graph, step: PruneMagnitude, masks: Mapping[str, Mask], index: int, ctx: Context
+    graph: Graph, step: PruneMagnitude, masks: Mapping[str, Mask], now: Round, ctx: Context
 ) -> None:
     """Trains what is left, or at least refits the normalization where there is data."""
     if step.fine_tune is None:
@@ -116,9 +122,7 @@ def _recover(
         return
     module = execute.as_module(graph)
     mask = Masked(module, masks)
-    _recovery.train_round(
-        graph, module, step.fine_tune, ctx, _recovery.Round(index, step.rounds), mask.apply
-    )
+    _recovery.train_round(graph, module, step.fine_tune, ctx, now, mask.apply)
 
 
 class Masked:
@@ -138,10 +142,6 @@ class Masked:
             weights[name].masked_fill_(self._module.get_buffer(buffer), 0.0)
 
 
-def _sparsities(graph: Graph, names: list[str]) -> dict[str, float]:
-    return {name: _sparsity(graph, name) for name in names}
-
-
 def _sparsity(graph: Graph, name: str) -> float:
     weight = graph.weight(name)
     return 1.0 - np.count_nonzero(weight) / max(weight.size, 1)
@@ -151,9 +151,7 @@ def _cover(graph: Graph, before: Mapping[str, float], ctx: Context) -> None:
     for name, was in before.items():
         now, size = _sparsity(graph, name), graph.weight(name).size
         if now == was:
-            ctx.skipped(
-                name, f"no weight of it is among the smallest; {was:.1%} of {size:,} are zero"
-            )
+            ctx.skipped(name, f"none of its weights went; {was:.1%} of {size:,} are zero")
         else:
             ctx.touched(name, f"{was:.1%} -> {now:.1%} of {size:,} weights zero")
     ctx.note("biases and normalization parameters are never pruned")
