@@ -1,0 +1,155 @@
+"""PyTorch in: a .pt2 file (torch.export.save) becomes ONNX, once.
+
+    .pt2 -> typed fields and tensors (pt2/) -> ExportedProgram -> torch.onnx.export -> ONNX, held to its own limits
+
+BatchNormalization is kept, for fine-tuning needs it; tied weights stay one; parameters keep their names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from onnx_ir.passes import common
+from torch._export.serde import serialize
+from torch.export import ExportedProgram
+
+from workers.engine.errors import BadModel, EngineError, Unsupported
+from workers.engine.formats import onnx
+from workers.engine.formats.pt2 import archive, fields, weights
+from workers.engine.graph import Graph
+
+BATCH = "batch"
+"""What the first axis is called where it is free; torch.export forgets the name that it was given."""
+
+STATIC = (
+    "the batch size is fixed: torch.export.export was given no dynamic_shapes; with "
+    "dynamic_shapes=({0: torch.export.Dim.AUTO},) jobs may choose their own"
+)
+_CAUSE_CHARACTERS = 400
+
+Tell = Callable[[float, str], None]
+
+
+def convert(path: Path, work: Path, tell: Tell = lambda fraction, message: None) -> Graph:
+    """The graph of a .pt2 file, in the form that every pass sees.
+
+    Args:
+        path: The file.
+        work: Directory for scratch.
+        tell: Hears how far it is.
+
+    Raises:
+        BadModel: the file is damaged, breaks a limit, or torch can't read it.
+        Unsupported: it holds what is no plain tensor, or operators that have no ONNX form; the message names them.
+    """
+    tell(0.0, "reading the exported program")
+    program = _program(path)
+    tell(0.2, "converting the program to ONNX")
+    model = _model(program)
+    tell(0.8, "checking the converted model")
+    _tie(model.graph)
+    _name_batch(model.graph)
+    scratch = work / "converted.onnx"
+    ir.save(model, scratch)
+    return onnx.load(scratch)
+
+
+def notes(graph: Graph) -> tuple[str, ...]:
+    """What a reader should know of a converted model."""
+    shapes = [value.shape for value in graph.inputs if value.shape is not None and len(value.shape)]
+    fixed = bool(shapes) and all(isinstance(shape[0], int) for shape in shapes)
+    return (STATIC,) if fixed else ()
+
+
+def _program(path: Path) -> ExportedProgram:
+    """The program as torch understands it, made of what was checked, not of the file."""
+    opened = archive.open(path)
+    described = fields.program(opened.read_json(archive.PROGRAM))
+    tensors, constants = (
+        weights.read(opened, name) for name in (archive.WEIGHTS, archive.CONSTANTS)
+    )
+    try:
+        with _quiet():
+            return serialize.ExportedProgramDeserializer().deserialize(
+                described, tensors, constants
+            )
+    except Exception as error:
+        raise BadModel(
+            f"torch {torch.__version__} can't read the program: {_cause(error)}",
+            hint="does torch.export.load read it? Export and save it again",
+        ) from error
+
+
+def _model(program: ExportedProgram) -> ir.Model:
+    try:
+        with _quiet():
+            exported = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False)
+    except EngineError:
+        raise
+    except Exception as error:
+        raise Unsupported(
+            f"torch {torch.__version__} can't convert the program to ONNX: {_cause(error)}",
+            hint="export the model to ONNX yourself, or replace what the message names",
+        ) from error
+    assert exported is not None
+    model: ir.Model = exported.model
+    common.ClearMetadataAndDocStringPass()(model)
+    return model
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost message: the exporter wraps the reason in advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:_CAUSE_CHARACTERS]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Warnings of torch about its own deprecations, and packages not needed here, are not shown."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def _tie(graph: ir.Graph) -> None:
+    """Makes one initializer of those that are one tensor in torch; in place."""
+    firsts: dict[object, ir.Value] = {}
+    for name, value in list(graph.initializers.items()):
+        identity = _identity(value)
+        first = firsts.setdefault(identity, value) if identity is not None else value
+        if first is not value and not value.is_graph_output():
+            value.replace_all_uses_with(first)
+            del graph.initializers[name]
+
+
+def _identity(value: ir.Value) -> object:
+    raw = getattr(value.const_value, "raw", None)
+    if not isinstance(raw, torch.Tensor) or raw.numel() == 0:
+        return None
+    return raw.data_ptr(), raw.dtype, tuple(raw.shape), raw.stride()
+
+
+def _name_batch(graph: ir.Graph) -> None:
+    """Calls the free first axis of the first input `batch` wherever it occurs in inputs and outputs; in place."""
+    shapes = [value.shape for value in (*graph.inputs, *graph.outputs) if value.shape is not None]
+    first = shapes[0] if shapes else None
+    if not first or isinstance(first[0], int) or first[0].value is None:
+        return
+    named = first[0].value
+    for shape in shapes:
+        for axis, dim in enumerate(shape):
+            if not isinstance(dim, int) and dim.value == named:
+                shape[axis] = ir.SymbolicDim(BATCH)
