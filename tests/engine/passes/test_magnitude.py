@@ -10,7 +10,7 @@ from modelpress.spec.step import FineTune
 from tests.engine import jobs
 from workers.engine import formats, passes
 from workers.engine.errors import BadModel, NothingChanged
-from workers.engine.graph import execute
+from workers.engine.graph import execute, match
 from workers.engine.passes.prune.magnitude import Masked
 
 
@@ -65,6 +65,111 @@ def test_what_the_recipe_excludes_stays_and_is_reported(tmp_path):
     pruned, ctx = prune(graph, tmp_path, sparsity=0.5, exclude=(kept,))
     assert (pruned.weight(kept) == before).all()
     assert [s.reason for s in ctx.coverage.skipped if s.layer == kept] == ["excluded by the recipe"]
+
+
+def test_layers_with_a_sparsity_of_their_own_take_the_first_that_matches(tmp_path):
+    _, graph = jobs.load("plain_cnn", tmp_path)
+    first, second, *others = sorted(weights(graph))
+    own = [{"layers": first, "sparsity": 0.25}, {"layers": second, "sparsity": 0}]
+    everything = {"layers": "weight*", "sparsity": 0.75}
+    pruned, _ = prune(graph, tmp_path, sparsity=0.5, overrides=[*own, everything])
+    sizes = {name: w.size for name, w in weights(graph).items()}
+    assert zeros(pruned)[first] == round(0.25 * sizes[first])
+    assert zeros(pruned)[second] == 0
+    assert all(zeros(pruned)[name] == round(0.75 * sizes[name]) for name in others)
+
+
+def test_what_is_left_is_ranked_without_the_layers_that_have_their_own(tmp_path):
+    _, graph = jobs.load("plain_cnn", tmp_path)
+    first, *others = sorted(weights(graph))
+    pruned, _ = prune(graph, tmp_path, sparsity=0.5, overrides=[{"layers": first, "sparsity": 0.9}])
+    total = sum(weights(graph)[name].size for name in others)
+    assert sum(zeros(pruned)[name] for name in others) == round(0.5 * total)
+
+
+def test_an_override_that_names_no_layer_is_refused_with_the_layers_there_are(tmp_path):
+    _, graph = jobs.load("plain_cnn", tmp_path)
+    with pytest.raises(NothingChanged, match="'head' matches no layer") as refused:
+        prune(graph, tmp_path, sparsity=0.5, overrides=[{"layers": "head", "sparsity": 0.9}])
+    assert all(f"'{name}'" in refused.value.message for name in weights(graph))
+
+
+def test_an_override_behind_one_that_takes_all_its_layers_is_refused(tmp_path):
+    _, graph = jobs.load("plain_cnn", tmp_path)
+    overrides = [{"layers": "*", "sparsity": 0.9}, {"layers": "weight*", "sparsity": 0.1}]
+    with pytest.raises(NothingChanged, match="earlier overrides match all its layers"):
+        prune(graph, tmp_path, sparsity=0.5, overrides=overrides)
+
+
+@pytest.mark.parametrize("net", ["plain_cnn", "matmul_mlp", "vision_transformer"])
+def test_pattern_keeps_n_of_each_m_along_the_inputs(net, tmp_path):
+    _, graph = jobs.load(net, tmp_path)
+    axes = {layer.weight: layer.in_axis for layer in match.layers(graph)}
+    pruned, ctx = prune(graph, tmp_path, pattern="1:4")
+    touched = {t.layer for t in ctx.coverage.touched}
+    assert touched
+    for name in touched:
+        groups = np.moveaxis(pruned.weight(name), axes[name], -1).reshape(-1, 4)
+        assert ((groups != 0).sum(axis=1) == 1).all()
+        kept = np.moveaxis(graph_weight(net, name, tmp_path), axes[name], -1).reshape(-1, 4)
+        assert (np.abs(groups).max(axis=1) == np.abs(kept).max(axis=1)).all()
+
+
+def graph_weight(net, name, tmp_path):
+    _, graph = jobs.load(net, tmp_path)
+    return graph.weight(name)
+
+
+def test_layers_that_a_pattern_does_not_fit_are_reported_with_their_inputs(tmp_path):
+    _, graph = jobs.load("plain_cnn", tmp_path)
+    first = next(layer.weight for layer in match.layers(graph))
+    before = graph.weight(first).copy()
+    pruned, ctx = prune(graph, tmp_path, pattern="2:4")
+    assert (pruned.weight(first) == before).all()
+    (reason,) = [s.reason for s in ctx.coverage.skipped if s.layer == first]
+    assert reason == "its 1 inputs are no multiple of 4, as pattern 2:4 needs"
+
+
+def test_a_pattern_that_fits_no_layer_is_refused(tmp_path):
+    _, graph = jobs.load("mlp", tmp_path)
+    with pytest.raises(NothingChanged, match="no layer fits pattern 2:7"):
+        prune(graph, tmp_path, pattern="2:7")
+
+
+def test_a_layer_may_have_a_sparsity_where_the_others_have_a_pattern(tmp_path):
+    _, graph = jobs.load("plain_cnn", tmp_path)
+    first = next(layer.weight for layer in match.layers(graph))
+    size = graph.weight(first).size
+    own = {"layers": first, "sparsity": 0.25}
+    pruned, _ = prune(graph, tmp_path, pattern="2:4", overrides=[own])
+    assert zeros(pruned)[first] == round(0.25 * size)
+
+
+def test_pattern_is_reached_in_rounds_of_growing_masks(tmp_path):
+    model, graph = jobs.load("plain_cnn", tmp_path)
+    fine_tune = FineTune(epochs=1, batch_size=16)
+    data = jobs.dataset_of(model)
+    pruned, ctx = prune(graph, tmp_path, data, pattern="1:4", rounds=3, fine_tune=fine_tune)
+    touched = {t.layer for t in ctx.coverage.touched}
+    sizes = {name: w.size for name, w in weights(pruned).items()}
+    assert all(zeros(pruned)[name] == 3 * sizes[name] // 4 for name in touched)
+
+
+def test_wanda_takes_the_same_count_of_each_output(tmp_path):
+    model, graph = jobs.load("plain_cnn", tmp_path)
+    axes = {layer.weight: layer.out_axis for layer in match.layers(graph)}
+    pruned, _ = prune(graph, tmp_path, jobs.dataset_of(model), sparsity=0.5, criterion="wanda")
+    for name, w in weights(pruned).items():
+        rows = np.moveaxis(w, axes[name], 0).reshape(w.shape[axes[name]], -1)
+        assert ((rows == 0).sum(axis=1) == round(0.5 * rows.shape[1])).all()
+
+
+def test_small_final_keeps_what_large_final_drops(tmp_path):
+    _, graph = jobs.load("mlp", tmp_path)
+    large, _ = prune(graph.clone(), tmp_path, sparsity=0.5, scope="layer")
+    small, _ = prune(graph.clone(), tmp_path, sparsity=0.5, scope="layer", criterion="small_final")
+    for name in weights(graph):
+        assert ((large.weight(name) != 0) ^ (small.weight(name) != 0)).all()
 
 
 def test_coverage_says_before_and_after_and_that_nothing_gets_faster(tmp_path):

@@ -73,6 +73,70 @@ def test_a_layer_of_small_weights_does_not_collapse():
     assert pruned["large"].sum() == 300
 
 
+@pytest.mark.parametrize("values", ["normal", "all_equal"])
+def test_exactly_the_rounded_count_goes_in_every_row(values):
+    scores = rng().normal(size=(7, 13, 3)) if values == "normal" else np.ones((7, 13, 3))
+    for axis, length in ((0, 39), (1, 21), (2, 91)):
+        nothing = np.zeros(scores.shape, bool)
+        mask = masks.in_rows(scores, nothing, 0.3, rng(), axis=axis)
+        others = tuple(a for a in range(3) if a != axis)
+        assert (mask.sum(axis=others) == round(0.3 * length)).all()
+
+
+def test_rows_are_ranked_each_for_itself():
+    scores = np.array([[1.0, 2.0, 3.0, 4.0], [40.0, 30.0, 20.0, 10.0]])
+    nothing = np.zeros(scores.shape, bool)
+    rows = masks.in_rows(scores, nothing, 0.5, rng(), axis=0)
+    assert rows.tolist() == [[True, True, False, False], [False, False, True, True]]
+    columns = masks.in_rows(scores, nothing, 0.5, rng(), axis=1)
+    assert columns.tolist() == [[True] * 4, [False] * 4]
+
+
+@pytest.mark.parametrize("values", ["normal", "all_equal"])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_exactly_n_of_each_m_are_kept(values, axis):
+    scores = rng().normal(size=(8, 12, 3)) if values == "normal" else np.ones((8, 12, 3))
+    nothing = np.zeros(scores.shape, bool)
+    mask = masks.in_groups(scores, nothing, 2, rng(), axis=axis, size=4)
+    groups = np.moveaxis(mask, axis, -1).reshape(-1, 4)
+    assert (groups.sum(axis=1) == 2).all()
+
+
+def test_groups_are_consecutive_along_the_axis():
+    scores = np.array([[1.0, 9.0], [8.0, 2.0], [7.0, 3.0], [6.0, 4.0]])
+    nothing = np.zeros(scores.shape, bool)
+    mask = masks.in_groups(scores, nothing, 1, rng(), axis=0, size=2)
+    assert mask.T.tolist() == [[True, False, False, True], [False, True, True, False]]
+
+
+def test_rows_and_groups_grow_from_round_to_round():
+    nothing = np.zeros((6, 8), bool)
+    few = masks.in_rows(rng(1).normal(size=(6, 8)), nothing, 0.25, rng(), axis=0)
+    assert (masks.in_rows(rng(2).normal(size=(6, 8)), few, 0.5, rng(), axis=0) >= few).all()
+    one = masks.in_groups(rng(1).normal(size=(6, 8)), nothing, 1, rng(), axis=1, size=4)
+    two = masks.in_groups(rng(2).normal(size=(6, 8)), one, 2, rng(), axis=1, size=4)
+    assert (two >= one).all()
+
+
+def test_scores_may_be_negative_and_pruned_weights_still_go_first():
+    scores = np.array([-5.0, -1.0, 3.0, 9.0])
+    pruned = np.array([False, False, False, True])
+    assert masks.in_layer(scores, pruned, 0.5, rng()).tolist() == [True, False, False, True]
+    both = masks.over_all({"a": scores}, {"a": pruned}, 0.5, rng(), cap=0.9)["a"]
+    assert both.tolist() == [True, False, False, True]
+
+
+def test_each_iterative_round_takes_the_same_fraction_of_what_is_left():
+    kept = [1 - masks.sparsity_in_round(0.9, i, 5, "iterative") for i in range(6)]
+    ratios = np.array(kept[1:]) / kept[:-1]
+    assert ratios == pytest.approx([0.1 ** (1 / 5)] * 5)
+    assert kept[-1] == pytest.approx(0.1)
+
+
+def test_one_shot_is_there_at_once():
+    assert masks.sparsity_in_round(0.9, 1, 3, "one_shot") == 0.9
+
+
 def test_schedule_prunes_fast_first_and_ends_at_the_target():
     steps = [masks.sparsity_in_round(0.8, i, 4) for i in range(1, 5)]
     assert steps[-1] == 0.8
