@@ -21,6 +21,7 @@ from modelpress.spec.problem import Problem
 from modelpress.spec.state import JobState
 
 _MIN_SAMPLES_TO_SPLIT = 2
+_MODELS = "/models/"
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Inputs:
     """What a request names, found in the project and inspected."""
 
     model: ModelInspection
+    models: Mapping[str, ModelInspection]
+    """The other models, by role."""
     train: DatasetInspection | None
     eval: DatasetInspection | None
 
@@ -49,7 +52,7 @@ def submit(
 
     Raises:
         Unprocessable: the request names what the project lacks, or asks what can't work; each with its pointer.
-        Conflict: the model or a dataset is not ready, or the key came with another request before.
+        Conflict: a model or a dataset is not ready, or the key came with another request before.
         TooMany: the project has as many jobs waiting as it may.
     """
     digest = _digest(request)
@@ -98,6 +101,7 @@ def warnings(inputs: Inputs) -> list[str]:
 def _find(session: Session, principal: Principal, request: JobRequest) -> Inputs:
     named = {
         "/model": request.model,
+        **{f"{_MODELS}{role}": id_ for role, id_ in request.models.items()},
         "/data/train": request.data.train,
         "/data/eval": request.data.eval,
     }
@@ -119,24 +123,34 @@ def _find(session: Session, principal: Principal, request: JobRequest) -> Inputs
 
 
 def _row(session: Session, pointer: str, id_: str) -> Model | Dataset | None:
-    return session.get(Model, id_) if pointer == "/model" else session.get(Dataset, id_)
+    return session.get(Model, id_) if _is_model(pointer) else session.get(Dataset, id_)
+
+
+def _is_model(pointer: str) -> bool:
+    return pointer == "/model" or pointer.startswith(_MODELS)
 
 
 def _inputs(rows: Mapping[str, Model | Dataset]) -> Inputs:
+    models = {
+        pointer: ModelInspection.model_validate(row.inspection)
+        for pointer, row in rows.items()
+        if _is_model(pointer)
+    }
     datasets = {
         pointer: DatasetInspection.model_validate(rows[pointer].inspection)
         for pointer in ("/data/train", "/data/eval")
         if pointer in rows
     }
     return Inputs(
-        model=ModelInspection.model_validate(rows["/model"].inspection),
+        model=models.pop("/model"),
+        models={pointer.removeprefix(_MODELS): found for pointer, found in models.items()},
         train=datasets.get("/data/train"),
         eval=datasets.get("/data/eval"),
     )
 
 
 def _unknown(pointer: str, id_: str) -> Problem:
-    noun = "model" if pointer == "/model" else "dataset"
+    noun = "model" if _is_model(pointer) else "dataset"
     return Problem(
         pointer=pointer,
         code="not_found",
@@ -168,13 +182,16 @@ def _require_ready(row: Model | Dataset, pointer: str) -> None:
 def _problems(request: JobRequest, inputs: Inputs) -> list[Problem]:
     return [
         *_recipe_problems(request, inputs),
+        *request.recipe.unused_models(request.models),
         *_data_problems(request, inputs),
         *_constraint_problems(request, inputs),
     ]
 
 
 def _recipe_problems(request: JobRequest, inputs: Inputs) -> list[Problem]:
-    found = request.recipe.problems(has_data=inputs.train is not None, has_labels=inputs.has_labels)
+    found = request.recipe.problems(
+        has_data=inputs.train is not None, has_labels=inputs.has_labels, models=request.models
+    )
     return [
         problem.model_copy(update={"pointer": f"/recipe{problem.pointer}"}) for problem in found
     ]

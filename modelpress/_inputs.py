@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ MAX_RECIPE_BYTES = 1 << 20
 
 
 class Asked(BaseModel):
-    """A compression as the command line describes it; model and data are files, or ids on the server."""
+    """A compression as the command line describes it; models and data are files, or ids on the server."""
 
     model_config = ConfigDict(frozen=True)
 
     model: str
+    models: dict[str, str]
     data: str | None
     eval_data: str | None
     recipe: recipe.Recipe
@@ -40,6 +42,7 @@ def asked(
     recipe_: str,
     constraints: list[str] | None,
     *,
+    others: list[str] | None,
     mean: str,
     std: str,
     seed: int,
@@ -51,9 +54,11 @@ def asked(
         typer.BadParameter: one of them is wrong; the message says what is.
     """
     wanted = read_recipe(recipe_)
-    _require_data(wanted, has_data=data is not None)
+    models = dict(map(role, others or ()))
+    _require_runnable(wanted, models, has_data=data is not None)
     return Asked(
         model=model,
+        models=models,
         data=data,
         eval_data=eval_data,
         recipe=wanted,
@@ -79,10 +84,19 @@ def read_recipe(text: str) -> recipe.Recipe:
         raise typer.BadParameter(f"{path} is no recipe\n{_lines(e.problems)}") from e
 
 
-def _require_data(wanted: recipe.Recipe, *, has_data: bool) -> None:
-    """Refuses, before anything is sent, a recipe that needs data where there is none."""
-    if problems := wanted.problems(has_data=has_data, has_labels=has_data):
+def _require_runnable(wanted: recipe.Recipe, models: Mapping[str, str], *, has_data: bool) -> None:
+    """Refuses, before anything is sent, a recipe that needs data or models which are not given, or not those that are."""
+    problems = wanted.problems(has_data=has_data, has_labels=has_data, models=models)
+    if problems := [*problems, *wanted.unused_models(models)]:
         raise typer.BadParameter(f"the recipe can't run\n{_lines(problems)}")
+
+
+def role(text: str) -> tuple[str, str]:
+    """Another model written as role=file or role=id, such as initial=untrained.onnx."""
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise typer.BadParameter(f"{text!r} is not ROLE=MODEL, such as initial=untrained.onnx")
+    return name, value
 
 
 def constraint(text: str) -> Constraint:

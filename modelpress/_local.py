@@ -28,8 +28,10 @@ def is_installed() -> bool:
 
 def run(asked: _inputs.Asked, out: Path, *, on_progress: Callable[[Progress], None]) -> Ended:
     """Runs a recipe in a child process and leaves the artifacts and report.json in `out`."""
+    others = {role: str(_inputs.file(text)) for role, text in asked.models.items()}
     order = {
         "--model": str(_inputs.file(asked.model)),
+        "--models": json.dumps(others),
         "--data": asked.data and str(_inputs.file(asked.data)),
         "--eval-data": asked.eval_data and str(_inputs.file(asked.eval_data)),
         "--out": str(out),

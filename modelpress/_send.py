@@ -20,6 +20,7 @@ def job(client: Client, asked: _inputs.Asked) -> Job:
     return client.submit(
         model(client, asked.model),
         asked.recipe,
+        models={role: model(client, text) for role, text in asked.models.items()},
         data=dataset(client, asked.data) if asked.data else None,
         eval_data=dataset(client, asked.eval_data) if asked.eval_data else None,
         images=asked.images,

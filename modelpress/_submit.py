@@ -18,6 +18,7 @@ def body(
     *,
     train: str | None,
     eval_: str | None,
+    models: Mapping[str, str] | None = None,
     images: Images | None = None,
     constraints: Iterable[Constraint | Mapping[str, Any]] = (),
     limits: Limits | None = None,
@@ -27,7 +28,11 @@ def body(
     """What POST /v1/jobs takes. The server judges it, so that a newer one may know more than this client."""
     data = _given(train=train, eval=eval_, images=images)
     required = {"model": model, "recipe": _plain(recipe), "data": data, "seed": seed, "name": name}
-    return {**required, "constraints": [_plain(c) for c in constraints], **_given(limits=limits)}
+    return {
+        **required,
+        "constraints": [_plain(c) for c in constraints],
+        **_given(limits=limits, models=models),
+    }
 
 
 def _given(**values: Any) -> dict[str, Any]:

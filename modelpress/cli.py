@@ -95,6 +95,14 @@ EvalFile = Annotated[
     str | None,
     typer.Option("--eval-data", help="Samples to measure on; else a share of --data is kept."),
 ]
+Others = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--with",
+        metavar="ROLE=MODEL",
+        help="Another model that a step uses, as a file or an id: initial=untrained.onnx; repeatable.",
+    ),
+]
 Constraints = Annotated[
     list[str] | None,
     typer.Option(
@@ -118,6 +126,7 @@ def compress(
     recipe: RecipeName,
     data: DataFile = None,
     eval_data: EvalFile = None,
+    others: Others = None,
     constraint: Constraints = None,
     seed: Seed = 0,
     name: Name = "",
@@ -134,7 +143,16 @@ def compress(
     The result goes to --out, by default MODEL-compressed in the current directory.
     """
     asked = _inputs.asked(
-        model, data, eval_data, recipe, constraint, mean=mean, std=std, seed=seed, name=name
+        model,
+        data,
+        eval_data,
+        recipe,
+        constraint,
+        others=others,
+        mean=mean,
+        std=std,
+        seed=seed,
+        name=name,
     )
     out = out or Path(f"{Path(model).stem}-compressed")
     if local:
@@ -150,6 +168,7 @@ def submit(
     recipe: RecipeName,
     data: DataFile = None,
     eval_data: EvalFile = None,
+    others: Others = None,
     constraint: Constraints = None,
     seed: Seed = 0,
     name: Name = "",
@@ -161,7 +180,16 @@ def submit(
 ) -> None:
     """Like compress, but only submit the job and print its id."""
     asked = _inputs.asked(
-        model, data, eval_data, recipe, constraint, mean=mean, std=std, seed=seed, name=name
+        model,
+        data,
+        eval_data,
+        recipe,
+        constraint,
+        others=others,
+        mean=mean,
+        std=std,
+        seed=seed,
+        name=name,
     )
     with clients.Client(url, key) as client:
         job = _send.job(client, asked)

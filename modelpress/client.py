@@ -225,6 +225,7 @@ class Client:
         model: str | Model,
         recipe: str | Recipe | Mapping[str, Any],
         *,
+        models: Mapping[str, str | Model] | None = None,
         data: str | Dataset | None = None,
         eval_data: str | Dataset | None = None,
         images: Images | None = None,
@@ -239,6 +240,7 @@ class Client:
         Args:
             model: What to compress.
             recipe: A recipe, its JSON, or the name of one that `recipes` lists.
+            models: Other models that steps use, by role: 'initial' is the same network before it was trained.
             data: What steps learn from and calibrate on.
             eval_data: What is measured on; without it a part of `data` is kept for that.
             images: How images become arrays.
@@ -250,13 +252,14 @@ class Client:
 
         Raises:
             Invalid: the recipe or another field is wrong; `body.problems` lists every defect.
-            Conflict: the model or a dataset is not ready, or the key was used for another request.
+            Conflict: a model or a dataset is not ready, or the key was used for another request.
         """
         body = _submit.body(
             _id(model),
             recipe,
             train=_id_or_none(data),
             eval_=_id_or_none(eval_data),
+            models=_ids(models),
             images=images,
             constraints=constraints,
             limits=limits,
@@ -271,6 +274,7 @@ class Client:
         model: str | Model,
         recipe: str | Recipe | Mapping[str, Any],
         *,
+        models: Mapping[str, str | Model] | None = None,
         data: str | Dataset | None = None,
         eval_data: str | Dataset | None = None,
         constraints: Iterable[Constraint | Mapping[str, Any]] = (),
@@ -285,6 +289,7 @@ class Client:
             recipe,
             train=_id_or_none(data),
             eval_=_id_or_none(eval_data),
+            models=_ids(models),
             constraints=constraints,
         )
         return self._post("/v1/jobs:validate", Plan, body)
@@ -454,6 +459,10 @@ class Client:
 def _id(thing: str | Identified) -> str:
     """The id of a thing, safe to put into a path."""
     return quote(thing if isinstance(thing, str) else thing.id, safe="")
+
+
+def _ids(things: Mapping[str, str | Model] | None) -> dict[str, str]:
+    return {role: _id(thing) for role, thing in (things or {}).items()}
 
 
 def _id_or_none(thing: str | Identified | None) -> str | None:

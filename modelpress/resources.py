@@ -61,8 +61,13 @@ class Inspected(Identified):
 
 
 class Model(Inspected):
-    """An uploaded network; `inspection` is null until `state` is 'ready'."""
+    """An uploaded network; `inspection` is null until `state` is 'ready'.
 
+    `onnx_sha256` is the file that jobs use, where the upload was converted to ONNX.
+    """
+
+    onnx_sha256: str | None = None
+    onnx_size_bytes: int | None = None
     inspection: ModelInspection | None = None
 
 
@@ -80,6 +85,7 @@ class Job(Identified):
     kind: str = "compress"
     outcome: Outcome | None = None
     model: str | None = None
+    models: dict[str, str] = Field(default_factory=dict)
     data: Data | None = None
     recipe: Recipe | None = None
     constraints: tuple[Constraint, ...] = ()

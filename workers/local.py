@@ -21,7 +21,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from modelpress.spec import order
 from modelpress.spec.constraint import Constraint
-from modelpress.spec.job import Images, Limits
+from modelpress.spec.job import Images, Limits, Role
 from modelpress.spec.recipe import Recipe
 from modelpress.spec.report import Report
 from modelpress.spec.state import Failure, FailureClass
@@ -30,6 +30,7 @@ from workers import attempt, sandbox
 REPORT = "report.json"
 
 _CONSTRAINTS: TypeAdapter[tuple[Constraint, ...]] = TypeAdapter(tuple[Constraint, ...])
+_MODELS: TypeAdapter[dict[Role, Path]] = TypeAdapter(dict[Role, Path])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -50,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m workers.local", description=__doc__)
     parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--models", type=_MODELS.validate_json, default={})
     parser.add_argument("--data", type=Path)
     parser.add_argument("--eval-data", type=Path)
     parser.add_argument("--out", type=Path, required=True)
@@ -65,6 +67,7 @@ def _order(args: argparse.Namespace, jobdir: Path) -> order.CompressOrder:
     (jobdir / order.INPUT).mkdir()
     return order.CompressOrder(
         model=_copied(args.model, jobdir, "model"),
+        models={r: _copied(path, jobdir, f"model-{r}") for r, path in args.models.items()},
         data=order.OrderData(
             train=_copied(args.data, jobdir, "train") if args.data else None,
             eval=_copied(args.eval_data, jobdir, "eval") if args.eval_data else None,
@@ -77,12 +80,12 @@ def _order(args: argparse.Namespace, jobdir: Path) -> order.CompressOrder:
     )
 
 
-def _copied(path: Path, jobdir: Path, role: str) -> order.FileRef:
-    target = jobdir / order.INPUT / role
+def _copied(path: Path, jobdir: Path, name: str) -> order.FileRef:
+    target = jobdir / order.INPUT / name
     shutil.copyfile(path, target)
     with target.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return order.FileRef(path=f"{order.INPUT}/{role}", name=path.name[:255], sha256=sha256)
+    return order.FileRef(path=f"{order.INPUT}/{name}", name=path.name[:255], sha256=sha256)
 
 
 def _stop() -> Callable[[], sandbox.Stop | None]:

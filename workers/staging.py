@@ -102,10 +102,15 @@ def _compress_order(
 ) -> tuple[order.CompressOrder, list[order.FileRef]]:
     request = JobRequest.model_validate(job.request)
     model = _file(session.get_one(Model, job.model_id), "model.onnx")
+    models = {
+        role: _file(session.get_one(Model, id_), f"model-{role}.onnx")
+        for role, id_ in request.models.items()
+    }
     train = _data_file(session, job.dataset_id, "train")
     evaluation = _data_file(session, job.eval_dataset_id, "eval")
     asked = order.CompressOrder(
         model=model,
+        models=models,
         data=order.OrderData(
             train=train,
             eval=evaluation,
@@ -118,7 +123,9 @@ def _compress_order(
         device="cuda" if job.queue == "gpu" else "auto",
         sandbox=sandbox,
     )
-    return asked, [file for file in (model, train, evaluation) if file is not None]
+    return asked, [
+        file for file in (model, *models.values(), train, evaluation) if file is not None
+    ]
 
 
 def _data_file(session: Session, dataset_id: str | None, name: str) -> order.FileRef | None:

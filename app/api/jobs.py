@@ -54,6 +54,7 @@ class JobBody(BaseModel):
         description="What a succeeded job achieved; null before, and for inspections."
     )
     model: str | None = Field(description="Id of the model; null for the inspection of a dataset.")
+    models: dict[str, str] = Field(description="Ids of the other models, by role.")
     data: Data | None = Field(description="The datasets; null for inspections.")
     recipe: Recipe | None = Field(description="The recipe, names resolved; null for inspections.")
     constraints: tuple[Constraint, ...] = Field(description="What the result must satisfy.")
@@ -85,6 +86,7 @@ class JobBody(BaseModel):
             state=JobState(job.state),
             outcome=Outcome(job.outcome) if job.outcome else None,
             model=job.model_id,
+            models=asked.models if asked else {},
             data=asked.data if asked else None,
             recipe=asked.recipe if asked else None,
             constraints=asked.constraints if asked else (),

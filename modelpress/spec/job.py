@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from modelpress.spec import named
 from modelpress.spec.constraint import Constraint
 from modelpress.spec.recipe import Recipe
 
 GIB = 1 << 30
+MAX_MODELS = 8
+
+Role = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
+"""What another model is to a job: 'initial' has the weights that the model had before it was trained."""
+ModelId = Annotated[str, StringConstraints(max_length=64)]
 
 RecipeOrName = Annotated[
     Recipe, BeforeValidator(named.resolve, json_schema_input_type=Recipe | str)
@@ -92,7 +97,12 @@ class JobRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(default="", max_length=200, description="A name for people; has no effect.")
-    model: str = Field(max_length=64, description="Id of the model.")
+    model: ModelId = Field(description="Id of the model.")
+    models: dict[Role, ModelId] = Field(
+        default_factory=dict,
+        max_length=MAX_MODELS,
+        description="Ids of other models that steps make use of, by role: 'initial' is the same network before it was trained.",
+    )
     data: Data = Field(default=Data(), description="Which datasets to use.")
     recipe: RecipeOrName = Field(
         description="A recipe, or the name of one that GET /v1/recipes lists."

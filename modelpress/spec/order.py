@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from modelpress.spec.constraint import Constraint
-from modelpress.spec.job import Images
+from modelpress.spec.job import MAX_MODELS, Images, Role
 from modelpress.spec.recipe import Recipe
 
 ORDER = "order.json"
@@ -23,6 +23,7 @@ OUTPUT = "output"
 REPORT = "output/report.json"
 FAILURE = "output/failure.json"
 INSPECTION = "output/inspection.json"
+CONVERTED = "output/converted.onnx"  # what an upload in another format became
 ARTIFACTS = "output/artifacts"
 
 EXIT_OK = 0
@@ -58,6 +59,9 @@ class CompressOrder(_Frozen):
 
     task: Literal["compress"] = "compress"
     model: FileRef
+    models: dict[Role, FileRef] = Field(
+        default_factory=dict, max_length=MAX_MODELS, description="Other models, by role."
+    )
     data: OrderData = OrderData()
     recipe: Recipe
     constraints: tuple[Constraint, ...] = ()

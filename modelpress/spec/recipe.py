@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from itertools import pairwise
 from typing import Annotated, Any, get_args
 
@@ -48,9 +49,29 @@ class Recipe(BaseModel):
         """Whether any step reads labels."""
         return any(step.needs_labels for step in self.steps)
 
-    def problems(self, *, has_data: bool, has_labels: bool) -> list[Problem]:
-        """Every reason why this recipe can't run with such data; empty when it can."""
-        return [*_order_problems(self.steps), *_data_problems(self.steps, has_data, has_labels)]
+    def problems(
+        self, *, has_data: bool, has_labels: bool, models: Collection[str] = ()
+    ) -> list[Problem]:
+        """Every reason why this recipe can't run with such data and other models of these roles; empty when it can."""
+        return [
+            *_order_problems(self.steps),
+            *_data_problems(self.steps, has_data, has_labels),
+            *_model_problems(self.steps, models),
+        ]
+
+    def unused_models(self, roles: Collection[str]) -> list[Problem]:
+        """Roles that no step makes use of: a mistake of whoever gave them. Pointers are those of a job's request."""
+        used = {role for step in self.steps for role in step.uses_models}
+        return [
+            Problem(
+                pointer=f"/models/{role}",
+                code="unused_model",
+                reason=f"no step of the recipe uses a model in the role '{role}'; those in use are: {', '.join(sorted(used)) or 'none'}",
+                hint="leave the model out, or choose options of a step that use it",
+            )
+            for role in roles
+            if role not in used
+        ]
 
 
 def parse(body: Any) -> Recipe:
@@ -92,6 +113,20 @@ def _data_problems(steps: tuple[Step, ...], has_data: bool, has_labels: bool) ->
                 _missing(index, step, "missing_labels", "labels, but the dataset has none")
             )
     return problems
+
+
+def _model_problems(steps: tuple[Step, ...], models: Collection[str]) -> list[Problem]:
+    return [
+        Problem(
+            pointer=f"/steps/{index}",
+            code="missing_model",
+            reason=f"{step.kind} with these options needs a model in the role '{role}', but the job has none",
+            hint=f"add it as models.{role} (--with {role}=FILE), or choose options of the step that need none",
+        )
+        for index, step in enumerate(steps)
+        for role in step.needs_models
+        if role not in models
+    ]
 
 
 def _missing(index: int, step: Step, code: str, what: str) -> Problem:

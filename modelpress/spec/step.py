@@ -35,6 +35,16 @@ class Step(BaseModel):
         """Whether the step reads labels."""
         return False
 
+    @property
+    def needs_models(self) -> tuple[str, ...]:
+        """Roles of other models that the step can't do without: 'initial'."""
+        return ()
+
+    @property
+    def uses_models(self) -> tuple[str, ...]:
+        """Roles of other models that the step makes use of where the job has them, the needed ones among them."""
+        return self.needs_models
+
     def excludes(self, *names: str) -> bool:
         """Whether any of the names matches a pattern of `exclude`."""
         return any(fnmatchcase(name, pattern) for name in names for pattern in self.exclude)

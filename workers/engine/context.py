@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -49,6 +49,9 @@ class Context:
     seed: int
     source: graph.Graph  # the uploaded model
     work: Path  # scratch, free to write below
+    models: Mapping[str, graph.Graph] = field(
+        default_factory=dict
+    )  # other models of the job by role, opened when asked for; not to be changed
     train: data.Dataset | None = None  # null where the job has no data
     eval: data.Dataset | None = None
     outputs: dict[str, NDArray[Any]] = field(

@@ -16,7 +16,7 @@ from modelpress.spec import order
 from modelpress.spec.order import CompressOrder
 from modelpress.spec.report import DataUse, Report, Stage
 from modelpress.spec.step import Step
-from workers.engine import context, data, formats, outbox, passes, probing
+from workers.engine import context, data, formats, others, outbox, passes, probing
 from workers.engine.context import Context
 from workers.engine.errors import BadData
 from workers.engine.formats import inspection
@@ -65,7 +65,7 @@ def _open(jobdir: Path) -> _Job:
 
     Raises:
         BadModel, Unsupported: the model can't be used.
-        BadData: a dataset does not fit it, or the recipe needs samples or labels that are missing.
+        BadData: a dataset does not fit it, or the recipe needs samples, labels or other models that are missing.
     """
     outbox.clear(jobdir)
     asked = outbox.read_compress_order(jobdir)
@@ -80,6 +80,7 @@ def _open(jobdir: Path) -> _Job:
         seed=asked.seed,
         source=source,
         work=jobdir / order.WORK,
+        models=others.Models({r: jobdir / f.path for r, f in asked.models.items()}, source),
         train=train,
         eval=held,
     )
@@ -104,7 +105,9 @@ def _open_data(
 
 def _check_needs(asked: CompressOrder, train: data.Dataset | None) -> None:
     has_labels = train is not None and train.labels is not None
-    problems = asked.recipe.problems(has_data=train is not None, has_labels=has_labels)
+    problems = asked.recipe.problems(
+        has_data=train is not None, has_labels=has_labels, models=asked.models
+    )
     if problems:
         raise BadData("; ".join(p.reason for p in problems), hint=problems[0].hint)
 
