@@ -30,17 +30,29 @@ class Count:
     """One for each channel or group that it counts."""
 
 
+@dataclass(frozen=True)
+class Statistic:
+    """A mean, a variance, a norm or a maximum over channels: without some of them it is another one."""
+
+    title: str
+    labels: Tensor
+    """Of the channels it is over."""
+
+
 @dataclass
 class Book:
     """Everything known of channels so far."""
 
     graph: Graph
+    keeps_statistics: bool = False
+    """Whether channels that a statistic is over must stay."""
     labels: Labels = field(default_factory=Labels)
     shadows: dict[str, Shadow] = field(default_factory=dict)
     """Of values that nodes make, by name."""
     axes: dict[str, dict[int, Tensor]] = field(default_factory=dict)
     """Labels along axes of initializers, by name and axis."""
     counts: list[Count] = field(default_factory=list)
+    statistics: list[Statistic] = field(default_factory=list)
 
     def axis_labels(self, name: str, axis: int) -> Tensor:
         """Labels along an axis of an initializer: the same ones whoever asks."""
@@ -145,6 +157,13 @@ class Node:
         for axis, size in enumerate(self.shape(slot)):
             if size > 1:
                 self.unify(self.along(slot, axis), shadow.along(axis + shift))
+
+    def summarise(self, labels: Tensor) -> None:
+        """The node computes a statistic over these channels."""
+        if self.book.keeps_statistics:
+            self.book.labels.pin(labels, f"{self.title} has statistics over it, which are kept")
+        elif bool((labels != 0).any()):
+            self.book.statistics.append(Statistic(self.title, labels))
 
     def count(self, attribute: str, labels: Tensor) -> None:
         """An attribute counts these channels or groups."""

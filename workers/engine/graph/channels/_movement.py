@@ -148,7 +148,10 @@ def reduction(node: Node) -> list[Shadow]:
     rank = len(node.shape(0))
     source = node.shadow(0)
     axes = _reduced(node, rank)
-    if source.labels is None or source.axis in axes:
+    if source.labels is None:
+        return node.blanks()
+    if source.axis in axes:
+        node.summarise(source.labels)
         return node.blanks()
     gone = 0 if node.attribute("keepdims", 1) else sum(axis < source.axis for axis in axes)
     return [_shadow.lined(tuple(r.shape), source.axis - gone, source.labels) for r in node.results]

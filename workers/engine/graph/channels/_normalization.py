@@ -12,6 +12,8 @@ def per_channel(node: Node) -> list[Shadow]:
     """Statistics of each channel alone: BatchNormalization, InstanceNormalization. Params are along axis 1."""
     if node.varying(0) == 0:
         node.pin(0, "has channels on the axis of the batch")
+    if node.varying(0) > 1 and node.kind != "BatchNormalization":
+        node.summarise(node.along(0, node.varying(0)))
     channels = node.along(0, 1)
     for slot in list(node.slots())[1:]:
         node.unify(node.along(slot, 0), channels)
@@ -24,18 +26,26 @@ def per_group(node: Node) -> list[Shadow]:
     channels = node.along(0, 1)
     if groups == channels.numel():
         node.count("num_groups", channels)
-    elif groups > 1:
-        rows = channels.reshape(groups, -1)
-        node.unify(rows, rows[:1])
+        return per_channel(node)
+    rows = channels.reshape(groups, -1)
+    node.unify(rows, rows[:1])
+    node.summarise(channels)
     return per_channel(node)
 
 
 def per_layer(node: Node) -> list[Shadow]:
-    """Statistics over the last axes: those of the channels that are kept."""
+    """Statistics over the last axes, or over one: those of the channels that are kept (docs/adr/0009)."""
     source = node.shadow(0)
+    axis = int(node.attribute("axis", -1)) % len(node.shape(0))
+    if source.labels is not None and _is_over(node, source.axis, axis):
+        node.summarise(source.labels)
     for slot in list(node.slots())[1:]:
         node.follow(slot, source)
     return node.carried()
+
+
+def _is_over(node: Node, channels: int, axis: int) -> bool:
+    return channels == axis if node.kind == "LpNormalization" else channels >= axis
 
 
 def over_axis(node: Node) -> list[Shadow]:

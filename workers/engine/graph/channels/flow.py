@@ -18,9 +18,9 @@ from workers.engine.graph.ops import Call
 class Flow(shapes.Ruler):
     """A machine that finds shapes, and beside each value its shadow."""
 
-    def __init__(self, values: program.Values, graph: Graph) -> None:
+    def __init__(self, values: program.Values, book: Book) -> None:
         super().__init__(values)
-        self.book = Book(graph)
+        self.book = book
         self.host: dict[str, torch.Tensor] = {}
         """Values that describe shapes, by name."""
         self.reads: dict[str, list[Any]] = {}
@@ -71,13 +71,13 @@ def pin_value(book: Book, name: str, reason: str) -> None:
         book.labels.pin(found, reason)
 
 
-def trace(graph: Graph, input_shapes: shapes.Shapes) -> Flow:
-    """Follows every channel through the network. Outputs keep theirs.
+def trace(book: Book, input_shapes: shapes.Shapes) -> Flow:
+    """Follows every channel through the network of an empty book, and fills the book. Outputs keep theirs.
 
     Raises:
         BadModel: shapes do not fit each other, or depend on the data.
     """
-    flow = shapes.run(graph, input_shapes, lambda values: Flow(values, graph))
-    for value in graph.outputs:
+    flow = shapes.run(book.graph, input_shapes, lambda values: Flow(values, book))
+    for value in book.graph.outputs:
         pin_value(flow.book, value.name or "", f"it is output '{value.name}' of the network")
     return flow

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ import torch
 
 from workers.engine.graph import shapes
 from workers.engine.graph.channels import flow
+from workers.engine.graph.channels._book import Book
 from workers.engine.graph.channels._labels import Classes
 from workers.engine.graph.channels.flow import Flow
 from workers.engine.graph.graph import Graph
@@ -81,6 +83,18 @@ class Plan:
         found = [self.classes.reasons.get(c, "") for c in np.unique(self.axes[name, axis]).tolist()]
         return next((reason for reason in found if reason), "")
 
+    def narrowed(self, removed: Removed) -> list[tuple[str, int, int]]:
+        """Nodes whose statistics are over fewer channels then: the node, how many they were over, how many they are.
+
+        What such a node computes differs even where the removed channels were zero.
+        """
+        found = []
+        for statistic in self.flow.book.statistics:
+            kept = self.kept(statistic.labels, removed)
+            if not kept.all():
+                found.append((statistic.title, kept.size, int(kept.sum())))
+        return found
+
     def spare(self, removed: Removed, scores: npt.NDArray[np.float64], least: int) -> Removed:
         """The same, with the best channels back wherever fewer than `least` would be left."""
         removed = removed.copy()
@@ -99,15 +113,19 @@ class Plan:
         return kept
 
 
-def make(graph: Graph, input_shapes: shapes.Shapes) -> Plan:
+def make(
+    graph: Graph, input_shapes: shapes.Shapes, *, normalized: Literal["narrow", "keep"] = "narrow"
+) -> Plan:
     """Follows every channel through a graph and finds what can go.
 
     Args:
         graph: The graph; it is not changed.
         input_shapes: Sizes of its inputs, of one sample.
+        normalized: What becomes of channels that a layer normalization or another statistic is over: they may go, and
+            the statistic is then over those that are left, or all of them are kept.
 
     Raises:
         BadModel: shapes do not fit each other, or depend on the data.
     """
-    followed = flow.trace(graph, input_shapes)
+    followed = flow.trace(Book(graph, normalized == "keep"), input_shapes)
     return Plan(followed, followed.book.labels.classes())
