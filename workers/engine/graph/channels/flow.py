@@ -11,7 +11,6 @@ from workers.engine.graph import program, shapes
 from workers.engine.graph.channels import _movement, _shadow
 from workers.engine.graph.channels._book import Book, Node
 from workers.engine.graph.channels._rules import RULES
-from workers.engine.graph.graph import Graph
 from workers.engine.graph.ops import Call
 
 
