@@ -9,6 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app import errors, ids, uploads
+from app.claims import StoredFile
 from app.tables import Artifact, Dataset, Job, Model
 from modelpress.spec.inspection import DatasetInspection, ModelInspection
 from modelpress.spec.state import Failure
@@ -61,10 +62,20 @@ def inspection(entry: Model | Dataset) -> Job:
 
 
 def record_inspection(
-    session: Session, job: Job, found: ModelInspection | DatasetInspection | Failure
+    session: Session,
+    job: Job,
+    found: ModelInspection | DatasetInspection | Failure,
+    *,
+    converted: StoredFile | None = None,
 ) -> None:
-    """Opens the model or dataset of an inspection to jobs, or rejects it with the reason."""
+    """Opens the model or dataset of an inspection to jobs, or rejects it with the reason.
+
+    `converted` is the ONNX file that the worker made of a model in another format: the one that jobs use.
+    """
     entry = subject(session, job)
+    if converted is not None:
+        assert isinstance(entry, Model), "only models are converted"
+        entry.onnx_sha256, entry.onnx_size_bytes = converted.sha256, converted.size_bytes
     if isinstance(found, Failure):
         entry.state, entry.failure = "rejected", found.model_dump(mode="json", by_alias=True)
     else:

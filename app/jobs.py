@@ -122,13 +122,17 @@ def finish_succeeded(
 
 
 def finish_inspected(
-    session: Session, claim: Claim, found: ModelInspection | DatasetInspection
+    session: Session,
+    claim: Claim,
+    found: ModelInspection | DatasetInspection,
+    *,
+    converted: StoredFile | None = None,
 ) -> JobState | None:
-    """Ends an inspection and opens the model or dataset to jobs."""
+    """Ends an inspection and opens the model or dataset to jobs, which use `converted` where it is given."""
     job = _lock(session, claim)
     if job is None:
         return None
-    catalogue.record_inspection(session, job, found)
+    catalogue.record_inspection(session, job, found, converted=converted)
     return _end(session, job, JobState.SUCCEEDED, ended="succeeded")
 
 

@@ -152,6 +152,10 @@ class Model(Table):
     state: Mapped[str] = mapped_column(String(16), default="inspecting")
     inspection: Mapped[dict[str, Any] | None]  # spec.inspection.ModelInspection
     failure: Mapped[dict[str, Any] | None]  # spec.state.Failure, when rejected
+    onnx_sha256: Mapped[str | None] = mapped_column(
+        String(64)
+    )  # the blob that jobs use, where the upload was converted
+    onnx_size_bytes: Mapped[int | None] = mapped_column(BigInteger)
     created_at: Mapped[datetime] = mapped_column(default=now)
 
 

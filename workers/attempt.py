@@ -39,6 +39,7 @@ _ORDER: TypeAdapter[order.Order] = TypeAdapter(order.Order)
 class Ended:
     """How an attempt ended.
 
+    `artifacts` of an inspection is the ONNX file that an upload in another format became.
     `failure` is set for 'failed' and 'expired'. `report` may be partial, unless 'succeeded'. 'cancelled', 'drained'
     and 'fenced' say what `should_stop` answered.
     """
@@ -90,7 +91,10 @@ def _inspect(children: _Children, asked: order.InspectOrder) -> Ended:
     if ended := children.run("inspect"):
         return ended
     try:
-        return children.succeeded(inspection=outputs.inspection(children.jobdir, asked))
+        found = outputs.inspection(children.jobdir, asked)
+        limit = children.limits.max_disk_bytes
+        made = outputs.converted(children.jobdir, found, max_bytes=limit)
+        return children.succeeded(inspection=found, artifacts=made)
     except HostileOutput as e:
         return children.failed(explain.bad_output(e, children.listener.stage))
 

@@ -28,9 +28,18 @@ from modelpress.spec.state import Failure, FailureClass
 from workers import attempt, sandbox
 
 REPORT = "report.json"
+_ZIP = b"PK\x03\x04"
 
 _CONSTRAINTS: TypeAdapter[tuple[Constraint, ...]] = TypeAdapter(tuple[Constraint, ...])
 _MODELS: TypeAdapter[dict[Role, Path]] = TypeAdapter(dict[Role, Path])
+
+
+class Unusable(Exception):
+    """A model in another format than ONNX could not be converted; `ended` says why."""
+
+    def __init__(self, ended: attempt.Ended) -> None:
+        super().__init__(ended.how)
+        self.ended = ended
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,11 +47,15 @@ def main(argv: list[str] | None = None) -> int:
     args = _arguments(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / REPORT).unlink(missing_ok=True)
+    stop = _stop()
     with tempfile.TemporaryDirectory(prefix="modelpress-") as directory:
         jobdir = Path(directory).resolve()
         try:
-            (jobdir / order.ORDER).write_text(_order(args, jobdir).model_dump_json(by_alias=True))
-            ended = attempt.run(jobdir, limits=Limits(), on_progress=_say, should_stop=_stop())
+            asked = _order(args, jobdir, stop)
+            (jobdir / order.ORDER).write_text(asked.model_dump_json(by_alias=True))
+            ended = attempt.run(jobdir, limits=Limits(), on_progress=_say, should_stop=stop)
+        except Unusable as e:
+            return _deliver(e.ended, args.out)
         except sandbox.SandboxMissing as e:
             return _fail(_failure(FailureClass.RESOURCE, "sandbox_missing", str(e)))
         return _deliver(ended, args.out)
@@ -62,12 +75,16 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _order(args: argparse.Namespace, jobdir: Path) -> order.CompressOrder:
-    """The order, with copies of the files: the child must not be able to change the user's own."""
+def _order(args: argparse.Namespace, jobdir: Path, stop: attempt.ShouldStop) -> order.CompressOrder:
+    """The order, with copies of the files: the child must not be able to change the user's own.
+
+    Raises:
+        Unusable: a model could not be converted to ONNX.
+    """
     (jobdir / order.INPUT).mkdir()
     return order.CompressOrder(
-        model=_copied(args.model, jobdir, "model"),
-        models={r: _copied(path, jobdir, f"model-{r}") for r, path in args.models.items()},
+        model=_model(args.model, jobdir, "model", stop),
+        models={r: _model(path, jobdir, f"model-{r}", stop) for r, path in args.models.items()},
         data=order.OrderData(
             train=_copied(args.data, jobdir, "train") if args.data else None,
             eval=_copied(args.eval_data, jobdir, "eval") if args.eval_data else None,
@@ -78,6 +95,24 @@ def _order(args: argparse.Namespace, jobdir: Path) -> order.CompressOrder:
         seed=args.seed,
         sandbox=sandbox.level(),
     )
+
+
+def _model(path: Path, jobdir: Path, name: str, stop: attempt.ShouldStop) -> order.FileRef:
+    """A model as ONNX: a zip, as torch.export writes, is converted by a child of its own, in the fence."""
+    with path.open("rb") as file:
+        is_zip = file.read(4) == _ZIP
+    if not is_zip:
+        return _copied(path, jobdir, name)
+    with tempfile.TemporaryDirectory(prefix="modelpress-") as directory:
+        inner = Path(directory).resolve()
+        (inner / order.INPUT).mkdir()
+        asked = order.InspectOrder(kind="model", file=_copied(path, inner, "model"))
+        (inner / order.ORDER).write_text(asked.model_dump_json())
+        ended = attempt.run(inner, limits=Limits(), on_progress=_say, should_stop=stop)
+        if ended.how != "succeeded":
+            raise Unusable(ended)
+        made = ended.artifacts[0].path if ended.artifacts else path
+        return _copied(made, jobdir, name).model_copy(update={"name": path.name[:255]})
 
 
 def _copied(path: Path, jobdir: Path, name: str) -> order.FileRef:

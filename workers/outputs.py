@@ -99,6 +99,18 @@ def failure(jobdir: Path) -> Failure:
     return _load(jobdir, order.FAILURE, Failure, MAX_FAILURE_BYTES)
 
 
+def converted(jobdir: Path, found: Inspection, *, max_bytes: int) -> tuple[Artifact, ...]:
+    """Measures the ONNX file that an upload in another format became; nothing where it was ONNX, or is a dataset.
+
+    Raises:
+        HostileOutput: it is missing, or no plain file.
+    """
+    if not isinstance(found, ModelInspection) or found.format == "onnx":
+        return ()
+    size_bytes, sha256 = jobdirs.digest(jobdir, order.CONVERTED, max_bytes=max_bytes)
+    return (Artifact("model.onnx", jobdir / order.CONVERTED, size_bytes, sha256),)
+
+
 def inspection(jobdir: Path, asked: order.InspectOrder) -> Inspection:
     """Reads what a child found in a file.
 

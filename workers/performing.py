@@ -19,6 +19,7 @@ from modelpress.spec.state import Failure, JobState
 from workers import attempt, drain, sandbox, staging
 from workers.attempt import Ended
 from workers.keeper import Keeper
+from workers.outputs import Artifact
 
 PATIENCE_S = 300.0  # how long a database that is away is offered the end of an attempt
 
@@ -88,15 +89,20 @@ def _end(claim: Claim, ended: Ended) -> JobState | None:
         files = _store(claim, ended)
         done = partial(jobs.finish_succeeded, claim=claim, report=ended.report, files=files)
         return _persist(done)
-    return _persist(_ending(claim, ended))
+    converted = _store_converted(claim, ended)
+    return _persist(_ending(claim, ended, converted))
 
 
-def _ending(claim: Claim, ended: Ended) -> Callable[[Session], JobState | None]:
+def _ending(
+    claim: Claim, ended: Ended, converted: StoredFile | None
+) -> Callable[[Session], JobState | None]:
     report, log_tail = ended.report, ended.log_tail
     match ended.how:
         case "succeeded":
             assert ended.inspection is not None
-            return partial(jobs.finish_inspected, claim=claim, found=ended.inspection)
+            return partial(
+                jobs.finish_inspected, claim=claim, found=ended.inspection, converted=converted
+            )
         case "expired":
             return partial(jobs.finish_expired, claim=claim, report=report, log_tail=log_tail)
         case "cancelled":
@@ -113,11 +119,19 @@ def _store(claim: Claim, ended: Ended) -> list[StoredFile]:
     """Stores what a job made. Named by hash, a file that no row comes to name is overwritten by its like."""
     assert ended.report is not None
     formats = {info.name: info.format for info in ended.report.artifacts}
-    store, files = storage.get(), []
+    return [_put(claim, made, formats[made.name]) for made in ended.artifacts]
+
+
+def _store_converted(claim: Claim, ended: Ended) -> StoredFile | None:
+    """Stores the ONNX file that an inspection made of an upload in another format."""
     for made in ended.artifacts:
-        store.put_file(storage.blob_key(claim.job.project_id, made.sha256), made.path)
-        files.append(StoredFile(made.name, formats[made.name], made.sha256, made.size_bytes))
-    return files
+        return _put(claim, made, "onnx")
+    return None
+
+
+def _put(claim: Claim, made: Artifact, format_: str) -> StoredFile:
+    storage.get().put_file(storage.blob_key(claim.job.project_id, made.sha256), made.path)
+    return StoredFile(made.name, format_, made.sha256, made.size_bytes)
 
 
 def _failure(error: Exception) -> Failure:

@@ -101,9 +101,9 @@ def _compress_order(
     session: Session, job: Job, sandbox: str
 ) -> tuple[order.CompressOrder, list[order.FileRef]]:
     request = JobRequest.model_validate(job.request)
-    model = _file(session.get_one(Model, job.model_id), "model.onnx")
+    model = _onnx_file(session.get_one(Model, job.model_id), "model.onnx")
     models = {
-        role: _file(session.get_one(Model, id_), f"model-{role}.onnx")
+        role: _onnx_file(session.get_one(Model, id_), f"model-{role}.onnx")
         for role, id_ in request.models.items()
     }
     train = _data_file(session, job.dataset_id, "train")
@@ -138,3 +138,9 @@ def _data_file(session: Session, dataset_id: str | None, name: str) -> order.Fil
 
 def _file(row: Model | Dataset, name: str) -> order.FileRef:
     return order.FileRef(path=f"{order.INPUT}/{name}", name=row.filename, sha256=row.sha256)
+
+
+def _onnx_file(model: Model, name: str) -> order.FileRef:
+    """The model as ONNX: what its inspection made of the upload, where that was in another format."""
+    file = _file(model, name)
+    return file.model_copy(update={"sha256": model.onnx_sha256 or model.sha256})

@@ -45,6 +45,10 @@ class ModelBody(BaseModel):
     state: State = Field(
         description="'inspecting' until a worker has looked into it, then 'ready', or 'rejected' with `failure`."
     )
+    onnx_sha256: str | None = Field(
+        description="SHA-256 of the ONNX file that the upload was converted to and that jobs use; null where it is ONNX itself."
+    )
+    onnx_size_bytes: int | None = Field(description="Bytes of that file.")
     inspection: ModelInspection | None = Field(description="What is in it; null until 'ready'.")
     failure: Failure | None = Field(description="Why it was rejected; null unless it was.")
     created_at: datetime = Field(description="When it was made.")

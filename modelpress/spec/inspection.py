@@ -24,7 +24,9 @@ class TensorInfo(_Frozen):
 class ModelInspection(_Frozen):
     """What is in a model."""
 
-    format: Literal["onnx"] = Field(description="Format of the file.")
+    format: Literal["onnx", "pt2"] = Field(
+        description="Format of the file: 'onnx', or 'pt2' of torch.export, which was converted to ONNX."
+    )
     opset: int = Field(description="Version of the default ONNX operator set.")
     producer: str = Field(default="", description="What exported it, as the file says.")
     inputs: tuple[TensorInfo, ...] = Field(description="Inputs, in order.")
@@ -36,6 +38,9 @@ class ModelInspection(_Frozen):
     operators: dict[str, int] = Field(description="How often each operator occurs.")
     unsupported: tuple[str, ...] = Field(
         default=(), description="Operators that no step can run; empty in a usable model."
+    )
+    notes: tuple[str, ...] = Field(
+        default=(), description="What a reader should know, such as a batch size that is fixed."
     )
 
 

@@ -5,10 +5,15 @@ python -m workers.engine inspect JOBDIR
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 from modelpress.spec import order
+from modelpress.spec.inspection import ModelInspection
 from workers.engine import data, formats, outbox
+
+CONVERTER = "workers.engine.formats.torch_export"
+"""Loaded by name: torch's exporter takes seconds, which an ONNX file does not wait for."""
 
 
 def inspect(jobdir: Path) -> None:
@@ -25,7 +30,19 @@ def inspect(jobdir: Path) -> None:
     teller.start(0, "inspect", f"looking into the {asked.kind}")
     path = jobdir / asked.file.path
     if asked.kind == "model":
-        outbox.write(jobdir / order.INSPECTION, formats.inspect(path))
+        outbox.write(jobdir / order.INSPECTION, _inspect_model(jobdir, path, teller))
     else:
         outbox.write(jobdir / order.INSPECTION, data.inspect(path, jobdir / order.WORK))
     teller.done("done")
+
+
+def _inspect_model(jobdir: Path, path: Path, teller: outbox.Teller) -> ModelInspection:
+    """What is in a model; one that is not ONNX is converted, and output/converted.onnx is what jobs will use."""
+    found = formats.format_of(path)
+    if found == "onnx":
+        return formats.inspect(path)
+    converter = importlib.import_module(CONVERTER)
+    graph = converter.convert(path, jobdir / order.WORK, teller.tell)
+    formats.save(graph, jobdir / order.CONVERTED)
+    looked = formats.inspect(jobdir / order.CONVERTED)
+    return looked.model_copy(update={"format": found, "notes": converter.notes(graph)})
