@@ -20,6 +20,7 @@ from tests.app.conftest import Api
 
 DYNAMIC = {"steps": [{"kind": "quantize.int8", "mode": "dynamic"}]}
 STATIC = {"steps": [{"kind": "quantize.int8"}]}
+MOVED = {"steps": [{"kind": "prune.magnitude", "sparsity": 0.5, "criterion": "movement"}]}
 TRAINED = {"steps": [{"kind": "prune.magnitude", "sparsity": 0.5, "fine_tune": {}}]}
 
 
@@ -119,6 +120,8 @@ def test_same_key_of_another_project_makes_another_job(client: httpx.Client, me:
         ({"model": "mdl_none"}, "/model", "not_found"),
         ({"data": {"train": "dat_none"}}, "/data/train", "not_found"),
         ({"data": {"eval": "dat_none"}}, "/data/eval", "not_found"),
+        ({"recipe": MOVED}, "/recipe/steps/0", "missing_model"),
+        ({"recipe": MOVED, "models": {"initial": "mdl_none"}}, "/models/initial", "not_found"),
         ({"recipe": "int9"}, "/recipe", "value_error"),
         ({"recipe": {"steps": []}}, "/recipe/steps", "too_short"),
         ({"recipe": {"steps": [{"kind": "fold.paper"}]}}, "/recipe/steps/0", "union_tag_invalid"),
@@ -201,6 +204,34 @@ def test_dataset_still_inspected_is_a_conflict(client: httpx.Client, me: Princip
 def test_model_of_another_project_is_not_found(client: httpx.Client, me: Principal) -> None:
     theirs = making.model(making.principal("others"))
     assert problems(submit(client, model=theirs)) == {"/model": "not_found"}
+
+
+def test_other_model_of_a_step_is_part_of_the_job(client: httpx.Client, me: Principal) -> None:
+    model, initial = making.model(me), making.model(me)
+    answer = submit(client, model=model, models={"initial": initial}, recipe=MOVED)
+    assert answer.status_code == 202
+    assert answer.json()["models"] == {"initial": initial}
+    with db.transaction() as session:
+        assert session.get_one(Job, answer.json()["id"]).request["models"] == {"initial": initial}
+
+
+def test_other_model_of_another_project_is_not_found(client: httpx.Client, me: Principal) -> None:
+    theirs = making.model(making.principal("others"))
+    answer = submit(client, model=making.model(me), models={"initial": theirs}, recipe=MOVED)
+    assert problems(answer) == {"/models/initial": "not_found"}
+
+
+def test_other_model_that_no_job_may_use_is_a_conflict(client: httpx.Client, me: Principal) -> None:
+    models = {"initial": making.model(me, state="inspecting")}
+    answer = submit(client, model=making.model(me), models=models, recipe=MOVED)
+    assert (answer.status_code, answer.json()["code"]) == (409, "model_not_ready")
+    assert answer.json()["pointer"] == "/models/initial"
+
+
+def test_other_model_that_no_step_uses_is_refused(client: httpx.Client, me: Principal) -> None:
+    models = {"initial": making.model(me)}
+    answer = submit(client, model=making.model(me), models=models, recipe=DYNAMIC)
+    assert problems(answer) == {"/models/initial": "unused_model"}
 
 
 def test_project_has_a_limited_number_of_jobs_waiting(client: httpx.Client, me: Principal) -> None:

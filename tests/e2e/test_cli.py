@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from typer.testing import CliRunner, Result
@@ -19,10 +20,13 @@ from modelpress.client import Client
 from modelpress.spec.order import EXIT_FAILED
 from tests import examples
 from tests.conftest import Service
+from tests.engine import nets
 
 pytestmark = pytest.mark.e2e
 
 Run = Callable[..., Result]
+
+MOVED = {"steps": [{"kind": "prune.magnitude", "sparsity": 0.5, "criterion": "movement"}]}
 
 
 @pytest.fixture(autouse=True)
@@ -195,6 +199,12 @@ def test_server_that_does_not_answer_is_named(alone: Run) -> None:
         (["compress", "model.onnx"], "--recipe"),
         (["compress", "model.onnx", "--recipe", "nope"], "int8-dynamic"),
         (["compress", "model.onnx", "--recipe", "int8"], "needs samples"),
+        (["compress", "model.onnx", "--recipe", "moved.json"], "--with initial=FILE"),
+        (
+            ["submit", "model.onnx", "--recipe", "int8-dynamic", "--with", "initial=m.onnx"],
+            "no step of the recipe uses",
+        ),
+        (["submit", "model.onnx", "--recipe", "int8-dynamic", "--with", "initial"], "ROLE=MODEL"),
         (["compress", "model.onnx", "--recipe", "wrong.json"], "/steps/0/sparsity"),
         (["compress", "model.onnx", "--recipe", "unknown.toml"], "/steps/0"),
         (["compress", "model.onnx", "--recipe", "broken.json"], "can't be read"),
@@ -216,6 +226,7 @@ def test_wrong_usage_is_found_before_any_server_is_asked(
     alone: Run, argv: list[str], reason: str
 ) -> None:
     Path("wrong.json").write_text('{"steps": [{"kind": "prune.magnitude", "sparsity": 1.2}]}')
+    Path("moved.json").write_text(json.dumps(MOVED))
     Path("unknown.toml").write_text('[[steps]]\nkind = "prune.everything"\n')
     Path("broken.json").write_text("{")
     ended = alone(*argv)
@@ -243,6 +254,18 @@ def test_local_needs_no_server(alone: Run, directory: Path) -> None:
     assert "3/3 verify" in ended.stderr
     assert {p.name for p in (directory / "small").iterdir()} == {"model.onnx", "report.json"}
     assert onnxruntime.InferenceSession("small/model.onnx").get_inputs()[0].name == "image"
+
+
+def test_other_model_goes_along(run: Run, alone: Run, uploaded: tuple[str, str]) -> None:
+    Path("moved.json").write_text(json.dumps(MOVED))
+    onnx.save(nets.plain_cnn(1), "untrained.onnx")
+    others = ("--recipe", "moved.json", "--with", "initial=untrained.onnx")
+    here = alone("compress", "model.onnx", *others, "--local", "--json")
+    there = run("compress", uploaded[0], *others, "--out", "there", "--json")
+    for ended in (here, there):
+        assert ended.exit_code == Exit.OK, ended.output
+        size = json.loads(ended.stdout)["report"]["stages"][-1]["size"]
+        assert size["nonzero_parameters"] < 0.6 * size["parameters"]
 
 
 def test_local_says_why_it_failed(alone: Run, directory: Path) -> None:

@@ -52,6 +52,10 @@ def test_request_without_a_model_is_refused() -> None:
         ("constraints", [{"metric": "size", "goal": "at_most", "value": 1}]),
         ("constraints", [{"metric": "accuracy", "goal": "at_least", "value": float("nan")}]),
         ("name", "x" * 201),
+        ("models", {"initial": "x" * 65}),
+        ("models", {"Initial": "mdl_2"}),
+        ("models", {"../initial": "mdl_2"}),
+        ("models", {f"role{n}": "mdl_2" for n in range(9)}),
     ],
 )
 def test_value_out_of_range_points_at_its_field(path: str, value: Any) -> None:

@@ -177,6 +177,26 @@ def test_step_that_needs_labels_is_refused_with_an_unlabelled_dataset() -> None:
     assert (found.pointer, found.code) == ("/steps/0", "missing_labels")
 
 
+def test_step_that_needs_another_model_is_refused_without_it() -> None:
+    wanted = recipe.parse({"steps": [INT8, {**PRUNE, "criterion": "movement"}]})
+    problems = wanted.problems(has_data=True, has_labels=True)
+    found = next(p for p in problems if p.code == "missing_model")
+    assert found.pointer == "/steps/1"
+    assert "'initial'" in found.reason
+    assert "models.initial" in found.hint
+    assert "missing_model" not in {
+        p.code for p in wanted.problems(has_data=True, has_labels=True, models=["initial"])
+    }
+
+
+def test_model_that_no_step_uses_is_refused_with_the_roles_in_use() -> None:
+    wanted = recipe.parse({"steps": [{**PRUNE, "criterion": "movement"}]})
+    assert wanted.unused_models(["initial"]) == []
+    (found,) = wanted.unused_models(["initial", "teacher"])
+    assert (found.pointer, found.code) == ("/models/teacher", "unused_model")
+    assert found.reason.endswith("those in use are: initial")
+
+
 def test_missing_data_is_not_reported_a_second_time_as_missing_labels() -> None:
     wanted = recipe.parse({"steps": [{**PRUNE, "fine_tune": {}}]})
     assert [p.code for p in wanted.problems(has_data=False, has_labels=False)] == ["missing_data"]

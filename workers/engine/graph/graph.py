@@ -56,7 +56,7 @@ class Graph:
     def set_weight(self, name: str, array: np.ndarray) -> None:
         """Replace the elements of an initializer; shape and type follow the array."""
         value = self.model.graph.initializers[name]
-        value.const_value = ir.Tensor(np.ascontiguousarray(array), name=name)
+        value.const_value = ir.Tensor(np.asarray(array, order="C"), name=name)
         value.shape = ir.Shape(array.shape)
         value.type = ir.TensorType(value.const_value.dtype)
 
