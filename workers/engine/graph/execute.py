@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from workers.engine.errors import BadModel
-from workers.engine.graph import program, roles, tensors
+from workers.engine.graph import element_types, program, roles, tensors
 from workers.engine.graph.graph import Graph
 from workers.engine.graph.ops.constant import HOST_ELEMENTS
 
@@ -56,6 +56,13 @@ class GraphModule(nn.Module):
         outputs, _ = self._run(inputs, ())
         return outputs
 
+    def run_with(
+        self, weights: Mapping[str, torch.Tensor], inputs: Collection[torch.Tensor]
+    ) -> tuple[torch.Tensor, ...]:
+        """Run the graph with other tensors in the place of these weights, by initializer name; gradients reach them."""
+        outputs, _ = self._run(inputs, (), weights)
+        return outputs
+
     def values(
         self, inputs: Collection[torch.Tensor], names: Collection[str]
     ) -> dict[str, torch.Tensor]:
@@ -68,11 +75,14 @@ class GraphModule(nn.Module):
         return {name: kept[name] for name in names}
 
     def _run(
-        self, inputs: Collection[torch.Tensor], names: Collection[str]
+        self,
+        inputs: Collection[torch.Tensor],
+        names: Collection[str],
+        instead: Mapping[str, torch.Tensor] | None = None,
     ) -> tuple[tuple[torch.Tensor, ...], program.Values]:
         values = self._feeds(inputs)
         device = next((x.device for x in inputs if program.is_away(x)), self.device)
-        given: program.Values = {**values, **self._constants()}
+        given: program.Values = {**values, **self._constants(), **(instead or {})}
         machine = program.Machine(
             device, training=self.training, twins=dict(self._twins()), keep=names
         )
@@ -160,7 +170,8 @@ def observe(
     module = as_module(graph).eval()
     with torch.no_grad():
         values = module.values([_tensor(feeds[name]) for name in wanted], names)
-    return {name: _array(value) for name, value in values.items()}
+    declared = {value.name: element_types.of(value) for value in (*graph.inputs, *graph.outputs)}
+    return {name: _array(value, declared.get(name)) for name, value in values.items()}
 
 
 def _tensor(value: Any) -> Any:
@@ -169,7 +180,7 @@ def _tensor(value: Any) -> Any:
     return None if value is None else tensors.borrow(value)
 
 
-def _array(value: Any) -> Any:
+def _array(value: Any, data_type: ir.DataType | None) -> Any:
     if isinstance(value, list):
-        return [_array(element) for element in value]
-    return None if value is None else tensors.to_numpy(value)
+        return [_array(element, data_type) for element in value]
+    return None if value is None else tensors.to_numpy(value, data_type)

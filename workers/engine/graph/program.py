@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import onnx_ir as ir
 import torch
 
 from workers.engine.errors import Unsupported
-from workers.engine.graph import tensors
+from workers.engine.graph import element_types, tensors
 from workers.engine.graph.ops import TABLE, Call, Operator, key
 
 Values = dict[str, Any]
@@ -29,6 +29,8 @@ class Step:
     """Names; an empty one is an optional operand left out."""
     outputs: tuple[str, ...]
     attributes: Mapping[str, Any]
+    types: Mapping[int, ir.DataType] = field(default_factory=dict)
+    """Element types of the operands that the operator is typed by."""
     release: tuple[str, ...] = ()
     """Values no later step needs."""
 
@@ -78,7 +80,14 @@ def _step(node: ir.Node) -> Step:
         inputs=tuple("" if value is None else value.name or "" for value in node.inputs),
         outputs=tuple(value.name or "" for value in node.outputs),
         attributes={a: _python(attribute) for a, attribute in node.attributes.items()},
+        types=_types(node, operator),
     )
+
+
+def _types(node: ir.Node, operator: Operator) -> dict[int, ir.DataType]:
+    asked = [slot for slot in operator.typed if slot < len(node.inputs)]
+    found = {slot: element_types.of(node.inputs[slot]) for slot in asked}
+    return {slot: known for slot, known in found.items() if known is not None}
 
 
 def _python(attribute: ir.Attr) -> Any:
@@ -102,16 +111,7 @@ def _with_releases(steps: Sequence[Step], kept: frozenset[str]) -> list[Step]:
     for step in reversed(steps):
         done = (_reads(step) | {name for name in step.outputs if name}) - seen
         seen |= done
-        released.append(
-            Step(
-                step.name,
-                step.operator,
-                step.inputs,
-                step.outputs,
-                step.attributes,
-                tuple(sorted(done)),
-            )
-        )
+        released.append(replace(step, release=tuple(sorted(done))))
     return released[::-1]
 
 
@@ -157,7 +157,8 @@ class Machine:
     def _results(self, step: Step, values: Values) -> tuple[Any, ...]:
         operands = [values[name] if name else None for name in step.inputs]
         operands = self._align(step, operands)
-        call = Call(self.device, self.training, len(step.outputs), self._subgraph(values))
+        subgraph = self._subgraph(values)
+        call = Call(self.device, self.training, len(step.outputs), subgraph, step.types)
         results = self.apply(step, operands, call)
         return results if isinstance(results, tuple) else (results,)
 

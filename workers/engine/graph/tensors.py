@@ -30,30 +30,50 @@ TORCH: dict[ir.DataType, torch.dtype] = {
     ir.DataType.FLOAT8E4M3FNUZ: torch.float8_e4m3fnuz,
     ir.DataType.FLOAT8E5M2: torch.float8_e5m2,
     ir.DataType.FLOAT8E5M2FNUZ: torch.float8_e5m2fnuz,
+    ir.DataType.FLOAT8E8M0: torch.float8_e8m0fnu,
 }
 
 FLOATS = frozenset(
     {ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
 )
 
-_EXTENSIONS = ("bfloat16", "float8", "int4", "uint4", "int2", "uint2")
+_EXTENSIONS = ("bfloat16", "float8", "float4", "int4", "uint4", "int2", "uint2")
 """Beginnings of the names of numpy types that only ml_dtypes knows."""
 
-_NARROW = frozenset({ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT2, ir.DataType.UINT2})
+NARROW: dict[ir.DataType, torch.dtype] = {
+    ir.DataType.INT4: torch.int8,
+    ir.DataType.UINT4: torch.uint8,
+    ir.DataType.INT2: torch.int8,
+    ir.DataType.UINT2: torch.uint8,
+    ir.DataType.FLOAT4E2M1: torch.float8_e4m3fn,
+}
+"""Element types that torch cannot compute with, and a wider one that holds each of their values."""
 
 
 def dtype_of(data_type: int) -> torch.dtype:
-    """The torch type for an ONNX element type. 4- and 2-bit integers live in 8-bit ones.
+    """The torch type for an ONNX element type; a wider one for those of 4 and 2 bits.
 
     Raises:
-        Unsupported: torch has no such type (strings, float4).
+        Unsupported: torch has no such type (strings).
     """
     known = ir.DataType(data_type)
-    if known in _NARROW:
-        return torch.int8 if known in (ir.DataType.INT4, ir.DataType.INT2) else torch.uint8
+    if known in NARROW:
+        return NARROW[known]
     if known not in TORCH:
         raise Unsupported(f"element type {known.name} is not supported")
     return TORCH[known]
+
+
+def type_of(dtype: torch.dtype) -> ir.DataType:
+    """The ONNX element type for a torch type."""
+    return next(known for known, ours in TORCH.items() if ours is dtype)
+
+
+def range_of(data_type: ir.DataType) -> tuple[int, int]:
+    """The smallest and the largest number of an integer type."""
+    signed = data_type.is_signed()
+    bits = round(data_type.itemsize * 8)
+    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
 
 
 def borrow(array: np.ndarray | np.generic) -> torch.Tensor:
@@ -70,9 +90,10 @@ def borrow(array: np.ndarray | np.generic) -> torch.Tensor:
 
 def _borrow_extension(array: np.ndarray) -> torch.Tensor:
     data_type = ir.DataType.from_numpy(array.dtype)
-    if data_type in _NARROW:
-        return borrow(array.astype(np.int8 if dtype_of(data_type) is torch.int8 else np.uint8))
-    bits = np.ascontiguousarray(array).view(f"i{array.dtype.itemsize}")
+    if data_type in NARROW:
+        wider = type_of(NARROW[data_type]).numpy()
+        return borrow(array.astype(np.float32).astype(wider))
+    bits = np.ascontiguousarray(array).view(f"i{array.dtype.itemsize}").reshape(array.shape)
     return borrow(bits).view(TORCH[data_type])
 
 
@@ -86,14 +107,20 @@ def from_ir(tensor: ir.TensorProtocol) -> torch.Tensor:
     return borrow(tensor.numpy())
 
 
-def to_numpy(tensor: torch.Tensor) -> np.ndarray:
-    """The tensor's elements on the host; bfloat16 and float8 as ml_dtypes arrays."""
+def to_numpy(tensor: torch.Tensor, data_type: ir.DataType | None = None) -> np.ndarray:
+    """The tensor's elements on the host; bfloat16, float8 and all narrower types as ml_dtypes arrays.
+
+    Args:
+        tensor: Where the elements are.
+        data_type: Their type in the file, which tells a 4-bit integer from an 8-bit one.
+    """
     host = tensor.detach().cpu().contiguous()
+    if data_type in NARROW:
+        return host.float().numpy().astype(data_type.numpy())
     if host.dtype is torch.bfloat16:
         return host.view(torch.int16).numpy().view(ir.DataType.BFLOAT16.numpy())
     if host.element_size() == 1 and host.dtype.is_floating_point:
-        data_type = next(known for known, dtype in TORCH.items() if dtype is host.dtype)
-        return host.view(torch.uint8).numpy().view(data_type.numpy())
+        return host.view(torch.uint8).numpy().view(type_of(host.dtype).numpy())
     return host.numpy()
 
 

@@ -8,9 +8,12 @@ from workers.engine.graph.ops import (
     attention,
     constant,
     control,
+    conversion,
     convolution,
+    deformable,
     elementwise,
     linear,
+    linear_attention,
     loss,
     movement,
     normalization,
@@ -22,6 +25,7 @@ from workers.engine.graph.ops import (
     resize,
     sampling,
     signal,
+    tokens,
 )
 from workers.engine.graph.ops._operator import TABLE, Call, Operator, key
 
@@ -33,10 +37,13 @@ __all__ = [
     "attention",
     "constant",
     "control",
+    "conversion",
     "convolution",
+    "deformable",
     "elementwise",
     "key",
     "linear",
+    "linear_attention",
     "loss",
     "movement",
     "normalization",
@@ -48,4 +55,5 @@ __all__ = [
     "resize",
     "sampling",
     "signal",
+    "tokens",
 ]

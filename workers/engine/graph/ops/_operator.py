@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
+import onnx_ir as ir
 import torch
 
 Operand: TypeAlias = torch.Tensor | None
@@ -26,6 +27,8 @@ class Call:
     """How many outputs the node declares."""
     subgraph: Callable[[Any, Sequence[Any]], list[Any]] = field(default=lambda graph, feeds: [])
     """Runs a graph attribute with positional inputs and answers its outputs."""
+    types: Mapping[int, ir.DataType] = field(default_factory=dict)
+    """Element types in the file, where known, of the operands that the operator is `typed` by."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class Operator:
     """Operands that are running statistics: the operator updates them in place in training."""
     moves_data: bool = False
     """Whether the result is the first operand's elements in another place, shape or type."""
+    typed: frozenset[int] = frozenset()
+    """Operands whose element type in the file decides the result; torch has none of 4 bits."""
     macs: Callable[[Sequence[Operand], Sequence[torch.Tensor]], int] | None = None
     """Multiply-accumulates from operands and results; None where it has none."""
     attributes: frozenset[str] = frozenset()
@@ -69,6 +74,7 @@ def operator(
     weights: Sequence[int] = (),
     statistics: Sequence[int] = (),
     moves_data: bool = False,
+    typed: Sequence[int] = (),
     macs: Callable[[Sequence[Operand], Sequence[torch.Tensor]], int] | None = None,
 ) -> Callable[[Compute], Compute]:
     """Enter a function into the table: operands are its positional, attributes its keyword-only arguments."""
@@ -83,6 +89,7 @@ def operator(
             weights=frozenset(weights),
             statistics=frozenset(statistics),
             moves_data=moves_data,
+            typed=frozenset(typed),
             macs=macs,
             attributes=_keywords(compute),
             required=_required(compute),

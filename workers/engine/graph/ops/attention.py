@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -68,6 +69,34 @@ def Attention(
     y = y.transpose(1, 2).flatten(2) if packed else y
     shown = (plain, capped, scores, weights)[qk_matmul_output_mode].to(q.dtype)
     return (y, present_key, present_value, shown)[: call.outputs] if call.outputs > 1 else y
+
+
+@operator(domain="ai.onnx.preview", takes_call=True, macs=_attention_macs)
+def FlexAttention(
+    call: Call,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    prob_mod: Any = None,
+    scale: float | None = None,
+    score_mod: Any = None,
+    softmax_precision: int | None = None,
+) -> Tensor:
+    """Scores and probabilities pass through subgraphs, if given. q: [N, heads, T, size], k and v alike."""
+    heads = q.shape[1] // k.shape[1]
+    keys, values = (x.repeat_interleave(heads, 1) for x in (k, v))
+    root = math.sqrt(scale if scale is not None else 1 / math.sqrt(q.shape[-1]))
+    half = torch.tensor(root, dtype=q.dtype, device=q.device)
+    wide = torch.promote_types(q.dtype, torch.float32)
+    precision = wide if softmax_precision is None else tensors.dtype_of(softmax_precision)
+    scores = ((q * half) @ (keys * half).transpose(-1, -2)).to(precision)
+    if score_mod is not None:
+        (scores,) = call.subgraph(score_mod, [scores])
+    weights = torch.softmax(scores, -1)
+    if prob_mod is not None:
+        (weights,) = call.subgraph(prob_mod, [weights])
+    return (weights @ values.to(precision)).to(v.dtype)
 
 
 def _unpack(x: Tensor, heads: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Shapes as values, constants, ranges and conversions of element type."""
+"""Shapes as values, constants and ranges."""
 
 from __future__ import annotations
 
@@ -10,13 +10,6 @@ from workers.engine.graph import tensors
 from workers.engine.graph.ops._operator import Call, operator
 
 Tensor = torch.Tensor
-
-_EIGHT_BIT_FLOATS = (
-    torch.float8_e4m3fn,
-    torch.float8_e4m3fnuz,
-    torch.float8_e5m2,
-    torch.float8_e5m2fnuz,
-)
 
 HOST_ELEMENTS = 4096
 """Results made of host operands alone stay on the host up to this many elements."""
@@ -66,28 +59,3 @@ def EyeLike(x: Tensor, *, dtype: int | None = None, k: int = 0) -> Tensor:
     rows, columns = x.shape
     down = torch.arange(rows, device=x.device).unsqueeze(1)
     return (torch.arange(columns, device=x.device) == down + k).to(wanted)
-
-
-@operator(moves_data=True)
-def Cast(x: Tensor, *, to: int, saturate: int = 1, round_mode: str = "up") -> Tensor:
-    return _cast(x, tensors.dtype_of(to), bool(saturate))
-
-
-@operator(moves_data=True)
-def CastLike(x: Tensor, like: Tensor, *, saturate: int = 1, round_mode: str = "up") -> Tensor:
-    return _cast(x, like.dtype, bool(saturate))
-
-
-@operator()
-def BitCast(x: Tensor, *, to: int) -> Tensor:
-    return x.view(tensors.dtype_of(to))
-
-
-def _cast(x: Tensor, target: torch.dtype, saturate: bool) -> Tensor:
-    """Convert as ONNX does: floats truncate towards zero, integers wrap, 8-bit floats saturate."""
-    if x.dtype.is_floating_point and target in (torch.uint8, torch.int8, torch.int16):
-        return x.to(torch.int64).to(target)
-    if saturate and target in _EIGHT_BIT_FLOATS:
-        largest = torch.finfo(target).max
-        return x.float().clamp(-largest, largest).to(target)
-    return x.to(target)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import onnx_ir as ir
 import torch
 
 from workers.engine.graph import tensors
-from workers.engine.graph.ops import convolution, linear
-from workers.engine.graph.ops._operator import operator
+from workers.engine.graph.ops import conversion, convolution, linear
+from workers.engine.graph.ops._operator import Call, operator
 
 Tensor = torch.Tensor
 
@@ -25,8 +26,9 @@ def spread(x: Tensor, parameter: Tensor, axis: int, block_size: int) -> Tensor:
     return repeated.narrow(axis, 0, x.shape[axis])
 
 
-@operator()
+@operator(takes_call=True, typed=(2,))
 def QuantizeLinear(
+    call: Call,
     x: Tensor,
     scale: Tensor,
     zero_point: Tensor | None = None,
@@ -38,21 +40,23 @@ def QuantizeLinear(
     saturate: int = 1,
 ) -> Tensor:
     """Rounds half to even and saturates; no gradient passes."""
-    dtype = _quantized_dtype(zero_point, output_dtype)
+    target = _quantized_type(call, zero_point, output_dtype)
     scaled = x / spread(x, scale, axis, block_size)
-    if dtype.is_floating_point:
-        return scaled.to(dtype)
+    if target.is_floating_point():
+        return conversion.to_type(scaled, target, saturate=bool(saturate))
     rounded = torch.round(scaled).to(torch.float64 if x.dtype is torch.float64 else torch.float32)
     if zero_point is not None:
         rounded = rounded + spread(x, zero_point, axis, block_size)
-    limits = torch.iinfo(dtype)
-    return rounded.clamp(limits.min, limits.max).to(torch.int64).to(dtype)
+    low, high = tensors.range_of(target)
+    return rounded.clamp(low, high).to(torch.int64).to(tensors.dtype_of(target))
 
 
-def _quantized_dtype(zero_point: Tensor | None, output_dtype: int) -> torch.dtype:
-    if zero_point is not None:
-        return zero_point.dtype
-    return tensors.dtype_of(output_dtype) if output_dtype else torch.uint8
+def _quantized_type(call: Call, zero_point: Tensor | None, output_dtype: int) -> ir.DataType:
+    if output_dtype:
+        return ir.DataType(output_dtype)
+    if zero_point is None:
+        return ir.DataType.UINT8
+    return call.types.get(2) or tensors.type_of(zero_point.dtype)
 
 
 @operator()
