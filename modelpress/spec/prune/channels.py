@@ -4,10 +4,52 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from modelpress.spec.prune import _rounds
+from modelpress.spec.prune import _controls, _rounds
+from modelpress.spec.prune._controls import Controls
 from modelpress.spec.step import FineTune, Step
+
+TARGETS = ("fraction", "macs_ratio", "parameters_ratio", "latency_ratio")
+
+_OF_LOSS = ("taylor",)
+_OF_ACTIVATIONS = ("activation",)
+
+
+class LayerFraction(BaseModel):
+    """A fraction of their own for some layers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    layers: str = Field(
+        min_length=1,
+        max_length=256,
+        description="Names of weights or nodes; * and ? match as in file names.",
+    )
+    fraction: float = Field(
+        ge=0, lt=1, description="Fraction of the channels of each of them that goes."
+    )
+
+
+class SparseTraining(FineTune):
+    """Training under a penalty on the scales of normalization, so that some of them become small. Needs labels."""
+
+    strength: float = Field(
+        default=1e-3,
+        gt=0,
+        le=1,
+        description="Weight of the penalty: the sum of the absolute scales, times this, is added to the loss.",
+    )
+    optimizer: Literal["adam", "sgd"] = Field(
+        default="sgd",
+        description="SGD with momentum 0.9, as in the paper; Adam evens out the penalty.",
+    )
+    learning_rate: float = Field(
+        default=1e-2,
+        gt=0,
+        le=10,
+        description="Peak learning rate; decays to zero by a cosine.",
+    )
 
 
 class PruneChannels(Step):
@@ -17,7 +59,7 @@ class PruneChannels(Step):
         "Li, Kadav, Durdanovic, Samet, Graf: Pruning Filters for Efficient ConvNets (arXiv 1608.08710); joined layers: "
         "Fang, Ma, Song, Mi, Wang: DepGraph (arXiv 2301.12900); bn_scale: Liu et al.: Network Slimming (arXiv 1708.06519); "
         "taylor: Molchanov et al. (arXiv 1906.10771); geometric_median: He et al. (arXiv 1811.00250); "
-        "isomorphic: Fang et al. (arXiv 2407.04616)"
+        "activation: Hu, Peng, Tai, Tang: Network Trimming (arXiv 1607.03250); isomorphic: Fang et al. (arXiv 2407.04616)"
     )
 
     kind: Literal["prune.channels"] = "prune.channels"
@@ -36,23 +78,49 @@ class PruneChannels(Step):
         le=1000,
         description="Remove channels until parameters are so many times fewer.",
     )
-    criterion: Literal["l2", "l1", "bn_scale", "geometric_median", "taylor", "random"] = Field(
+    latency_ratio: float | None = Field(
+        default=None,
+        gt=1,
+        le=1000,
+        description="Remove channels until ONNX Runtime is so many times faster, measured on the worker's CPU beside the network "
+        "as it was. The one target that depends on the clock: the same seed may give another network.",
+    )
+    best_effort: bool = Field(
+        default=False,
+        description="Where a ratio can't be reached, go as far as possible and say so, instead of failing.",
+    )
+    criterion: Literal[
+        "l2", "l1", "bn_scale", "geometric_median", "taylor", "activation", "random"
+    ] = Field(
         default="l2",
         description="What a channel is worth, summed over all weights that go with it: norms, the scale of its normalization, "
-        "distance to its neighbours, the loss it would cost (needs labelled data), or nothing.",
+        "distance to its neighbours, the loss it would cost (needs labelled data), how often it is active (needs data), or nothing.",
+    )
+    sparse_training: SparseTraining | None = Field(
+        default=None,
+        description="With criterion 'bn_scale': training that makes scales small, before each round.",
     )
     scope: Literal["layer", "global", "isomorphic"] = Field(
         default="layer",
         description="Take the same fraction of each layer, the least worthy of all layers, or of layers of equal structure.",
     )
+    overrides: tuple[LayerFraction, ...] = Field(
+        default=(),
+        max_length=256,
+        description="Layers with a fraction of their own, the first match of each; the target is met by the others.",
+    )
     max_layer_fraction: float = Field(
-        default=0.9, gt=0, lt=1, description="No layer loses more than this fraction."
+        default=0.9,
+        gt=0,
+        lt=1,
+        description="No layer loses more than this fraction, over all rounds.",
     )
     round_to: int = Field(
         default=1,
         ge=1,
         le=1024,
-        description="Keep a multiple of so many channels in each layer, as hardware likes it; removes fewer where needed.",
+        description="Keep a multiple of so many channels in each layer, as hardware likes it; removes fewer where needed. "
+        "Narrower layers stay.",
     )
     min_channels: int = Field(
         default=1, ge=1, le=65536, description="No layer is left with fewer channels."
@@ -61,7 +129,7 @@ class PruneChannels(Step):
         default=256,
         ge=1,
         le=100_000,
-        description="With criterion 'taylor': training samples whose loss is differentiated.",
+        description="With criterion 'taylor' or 'activation': training samples that are run.",
     )
     rounds: int = Field(
         default=1,
@@ -72,29 +140,48 @@ class PruneChannels(Step):
     fine_tune: FineTune | None = Field(
         default=None, description="Training after each round; null prunes once and trains nothing."
     )
+    controls: Controls | None = Field(
+        default=None,
+        description="Networks of the same shape trained from new weights, to be seen beside the result; needs fine_tune.",
+    )
 
     @property
     def needs_data(self) -> bool:
-        return self.needs_labels
+        return self.needs_labels or self.criterion in _OF_ACTIVATIONS
 
     @property
     def needs_labels(self) -> bool:
-        return self.fine_tune is not None or self.criterion == "taylor"
+        trains = self.fine_tune is not None or self.sparse_training is not None
+        return trains or self.criterion in _OF_LOSS
+
+    @property
+    def target(self) -> tuple[str, float]:
+        """The name of the one target, and its value."""
+        return next((name, getattr(self, name)) for name in TARGETS if getattr(self, name))
 
     @model_validator(mode="after")
     def _one_target(self) -> Self:
-        targets = ("fraction", "macs_ratio", "parameters_ratio")
-        given = [name for name in targets if getattr(self, name) is not None]
+        given = [name for name in TARGETS if getattr(self, name) is not None]
         if len(given) != 1:
             seen = " and ".join(given) or "none"
             raise ValueError(
-                f"exactly one of fraction, macs_ratio and parameters_ratio is a target; {seen} is given"
+                f"exactly one of {', '.join(TARGETS[:-1])} and {TARGETS[-1]} is a target; {seen} is given"
             )
         return self
 
     @model_validator(mode="after")
     def _rounds_train(self) -> Self:
         _rounds.check(self.rounds, self.fine_tune)
+        _controls.check(self.controls, self.fine_tune)
+        return self
+
+    @model_validator(mode="after")
+    def _sparse_training_is_used(self) -> Self:
+        if self.sparse_training is not None and self.criterion != "bn_scale":
+            raise ValueError(
+                f"sparse_training makes scales of normalization small, which criterion '{self.criterion}' does not look at; "
+                "set criterion = 'bn_scale', or leave sparse_training out"
+            )
         return self
 
     @model_validator(mode="after")

@@ -56,6 +56,33 @@ def measure(
     return _latency(times_ms, originals, warmup, feeds, threads)
 
 
+def speedups(
+    path: Path,
+    original: Path,
+    feeds: Feeds,
+    *,
+    threads: int,
+    stretches: int,
+    budget_s: float = BUDGET_S,
+) -> list[float]:
+    """How many times faster `path` is than `original`: the ratio of the medians of each stretch of interleaved runs.
+
+    How far the stretches differ tells how far the ratio can be trusted.
+
+    Raises:
+        BadModel: ONNX Runtime can't run `original`.
+        ExportMismatch: it can't run `path`.
+    """
+    runners = (
+        _runner(original, feeds, threads, BadModel),
+        _runner(path, feeds, threads, ExportMismatch),
+    )
+    for runner in runners:
+        _warm_up(runner)
+    found = [alternate(runners, 2 * budget_s / stretches) for _ in range(stretches)]
+    return [float(np.median(originals) / np.median(times)) for originals, times in found]
+
+
 def sample_feeds(dataset: data.Dataset, batch: int) -> dict[str, NDArray[np.generic]]:
     """The first `batch` samples, repeated where there are fewer."""
     return dataset.batch(np.arange(batch) % dataset.samples)

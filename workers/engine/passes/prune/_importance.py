@@ -1,4 +1,17 @@
-"""What a class of channels is worth: a score of each slice, summed over all weights that go with it."""
+"""What a class of channels is worth: a score of each slice, summed over all weights that go with it.
+
+    l1                 sum |w|                       Li et al. 2016 (arXiv 1608.08710)
+    l2                 sqrt(sum w^2)                 over the whole class, as DepGraph sums a group (arXiv 2301.12900)
+    bn_scale           sum |gamma|                   Liu et al. 2017 (arXiv 1708.06519)
+    geometric_median   sum of distances to the other filters of the layer      He et al. 2019 (arXiv 1811.00250)
+    taylor             E[(sum w * g)^2]              Molchanov et al. 2019 (arXiv 1906.10771), eq. 8; the mean over batches
+    activation         1 - APoZ                      Hu et al. 2016 (arXiv 1607.03250); _activity.py
+    random             uniform
+
+The sum of w * g over a class is what the loss changes by without the class, to first order; it is taken before it is squared, and
+squared before the mean, which for a trained network is near zero. Sums, not means: the weights of a class that touches many layers are
+all lost. Families are compared by scores over their mean (_selection.py), or wide layers would be worth more for their size alone.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +22,18 @@ import numpy.typing as npt
 import torch
 
 from modelpress.spec.prune import PruneChannels
-from workers.engine import forward, train
+from workers.engine import forward, losses
 from workers.engine.context import Context
 from workers.engine.errors import BadModel
 from workers.engine.graph import Graph, execute, match
 from workers.engine.graph.channels.plan import Plan
+from workers.engine.passes.prune import _activity, _slimming
 
 Scores = npt.NDArray[np.float64]
 """[classes], never negative; higher is worth more."""
 
-_NORMS = (
-    "BatchNormalization",
-    "InstanceNormalization",
-    "GroupNormalization",
-    "LayerNormalization",
-    "RMSNormalization",
-)
 _BATCH = 32
+_ROWS = 1024
 
 
 def scores(graph: Graph, plan: Plan, step: PruneChannels, ctx: Context) -> Scores:
@@ -34,16 +42,25 @@ def scores(graph: Graph, plan: Plan, step: PruneChannels, ctx: Context) -> Score
     A family without what the criterion looks at, such as a scale of normalization, is ranked by l2 among its own.
 
     Raises:
-        BadModel: a weight or a gradient is not finite.
+        BadModel: a weight, a gradient or an activation is not finite.
+        BadData, Unsupported: as `losses.classification`.
     """
-    if step.criterion == "random":
-        return ctx.random("channels").random(plan.classes.count)
-    if step.criterion == "taylor":
-        return _checked(_summed(plan, _gradient_products(graph, step, ctx)), "gradient")
-    found = _CRITERIA[step.criterion](graph, plan)
-    if step.criterion in ("bn_scale", "geometric_median"):
-        return _with_fallback(plan, found, _l2(graph, plan), step.criterion, ctx)
-    return _checked(found, "weight")
+    match step.criterion:
+        case "random":
+            return ctx.random("channels").random(plan.classes.count)
+        case "taylor":
+            return _checked(_taylor(graph, plan, step, ctx), "gradient")
+        case "l1":
+            return _checked(_l1(graph, plan), "weight")
+        case "l2":
+            return _checked(_l2(graph, plan), "weight")
+        case "activation":
+            found = _checked(_activity.worth(graph, plan, step, ctx), "activation")
+        case "bn_scale":
+            found = _checked(_bn_scale(graph, plan), "weight")
+        case "geometric_median":
+            found = _checked(_geometric_median(graph, plan), "weight")
+    return _with_fallback(plan, found, _checked(_l2(graph, plan), "weight"), step.criterion, ctx)
 
 
 def _checked(found: Scores, what: str) -> Scores:
@@ -56,7 +73,7 @@ def _checked(found: Scores, what: str) -> Scores:
 
 
 def _summed(plan: Plan, elements: Mapping[str, npt.NDArray[np.floating]]) -> Scores:
-    """Sums elements over every slice of a class. elements: of each weight, not negative."""
+    """Sums the elements of each weight over every slice of a class."""
     total: Scores = np.zeros(plan.classes.count)
     for (name, axis), touched in plan.axes.items():
         if name in elements:
@@ -85,52 +102,64 @@ def _l2(graph: Graph, plan: Plan) -> Scores:
 
 
 def _bn_scale(graph: Graph, plan: Plan) -> Scores:
-    """The factor that normalization gives a channel (Liu et al. 2017)."""
-    scales = {n.inputs[1].name or "" for n in graph.nodes if n.op_type in _NORMS and n.inputs[1]}
-    known = {name: graph.weight(name) for name in scales if name in graph.initializers}
-    return _summed(plan, {name: np.abs(w.astype(np.float32)) for name, w in known.items()})
+    """The factor that normalization gives a channel."""
+    found = {name: graph.weight(name).astype(np.float32) for name in _slimming.scales(graph)}
+    return _summed(plan, {name: np.abs(scale) for name, scale in found.items()})
 
 
 def _geometric_median(graph: Graph, plan: Plan) -> Scores:
-    """The distances of a filter to all others of its layer: one in their midst can be replaced (He et al. 2019)."""
+    """The distances of a filter to all others of its layer: one in their midst can be replaced."""
     total: Scores = np.zeros(plan.classes.count)
+    pinned = plan.classes.is_pinned()
     for layer in match.layers(graph):
         touched = plan.axes.get((layer.weight, layer.out_axis))
-        if touched is not None:
+        if touched is not None and not pinned[touched].all():
             rows = np.moveaxis(graph.weight(layer.weight), layer.out_axis, 0)
-            filters = torch.from_numpy(rows.reshape(len(rows), -1).astype(np.float32))
-            np.add.at(total, touched, torch.cdist(filters, filters).sum(1).double().numpy())
+            np.add.at(total, touched, _distances(rows.reshape(len(rows), -1).astype(np.float32)))
     return total
 
 
-_CRITERIA = {"l1": _l1, "l2": _l2, "bn_scale": _bn_scale, "geometric_median": _geometric_median}
+def _distances(rows: npt.NDArray[np.float32]) -> Scores:
+    """The sum of the distances of each row to all others. rows: [n, k]"""
+    filters = torch.from_numpy(rows)
+    parts = [torch.cdist(part, filters).double().sum(1) for part in torch.split(filters, _ROWS)]
+    found: Scores = torch.cat(parts).numpy()
+    return found
 
 
 def _with_fallback(
     plan: Plan, found: Scores, norms: Scores, criterion: str, ctx: Context
 ) -> Scores:
     result = found.copy()
-    for family in plan.families:
-        if not found[family.classes].any():
-            result[family.classes] = norms[family.classes]
-            ctx.note(f"'{family.axes[0][0]}' has nothing for criterion '{criterion}': ranked by l2")
-    return _checked(result, "weight")
+    bare = [family for family in plan.families if not found[family.classes].any()]
+    for family in bare:
+        result[family.classes] = norms[family.classes]
+    if bare:
+        names = ", ".join(f"'{family.axes[0][0]}'" for family in bare[:5])
+        more = f" and {len(bare) - 5} more" if len(bare) > 5 else ""
+        ctx.note(f"nothing for criterion '{criterion}' in {names}{more}: ranked by l2")
+    return result
 
 
-def _gradient_products(
-    graph: Graph, step: PruneChannels, ctx: Context
-) -> dict[str, npt.NDArray[np.floating]]:
-    """|weight * gradient of the loss| of each weight: what the loss changes by without it, to first order."""
+def _taylor(graph: Graph, plan: Plan, step: PruneChannels, ctx: Context) -> Scores:
     assert ctx.train is not None, "the recipe was checked: taylor has labelled data"
     module = execute.as_module(graph).to(ctx.device).eval()
-    loss = train.classification_loss(ctx.source)
+    loss = losses.classification(ctx.source)
     drawn = ctx.random("taylor").permutation(ctx.train.samples)[: step.samples]
     fixed = forward.fixed_batch(ctx.source, ctx.train)
+    total: Scores = np.zeros(plan.classes.count)
     for indices in np.array_split(drawn, -(-len(drawn) // _BATCH)):
-        batch = forward.run(module, ctx.train, indices, ctx.device, fixed)
-        (loss(batch) * (len(indices) / len(drawn))).backward()  # type: ignore[no-untyped-call]
+        module.zero_grad(set_to_none=True)
+        loss(forward.run(module, ctx.train, indices, ctx.device, fixed)).backward()  # type: ignore[no-untyped-call]
+        lost = _summed(plan, _products(module))
+        total += np.square(lost) * (len(indices) / len(drawn))
+    return total
+
+
+def _products(module: execute.GraphModule) -> dict[str, npt.NDArray[np.floating]]:
+    """The product of each weight that the loss reaches with its gradient."""
     return {
-        name: (weight * weight.grad).detach().abs().float().cpu().numpy()
+        name: (weight * weight.grad).detach().float().cpu().numpy()
         for name, weight in module.weights.items()
         if weight.grad is not None
     }

@@ -32,15 +32,24 @@ def train_round(
     ctx: Context,
     now: Round,
     after_step: Callable[[], None] = train.nothing,
+    *,
+    since: float = 0.0,
 ) -> None:
     """Trains the module, puts its weights into the graph and notes the losses.
+
+    `since` is the share of the round's progress that is over when it begins.
 
     Raises:
         Diverged: training gave NaN or infinity.
     """
     assert ctx.train is not None, "the recipe was checked: fine-tuning has data"
     log = train.fit(
-        module, ctx.train, fine_tune, part(ctx, now), after_step=after_step, label=now.label
+        module,
+        ctx.train,
+        fine_tune,
+        part(ctx, now, since=since),
+        after_step=after_step,
+        label=now.label,
     )
     after_step()
     execute.write_back(module, graph)
@@ -62,10 +71,11 @@ def refresh(graph: Graph, ctx: Context, before: str) -> None:
     ctx.note(f"statistics of BatchNormalization were refreshed on {batches} batches")
 
 
-def part(ctx: Context, now: Round) -> Context:
-    """The context of one round: its own random numbers, its share of the progress."""
+def part(ctx: Context, now: Round, *, since: float = 0.0, until: float = 1.0) -> Context:
+    """The context of one round, or of a stretch of it: its own random numbers, its share of the progress."""
 
     def report(fraction: float, message: str) -> None:
-        ctx.report((now.index - 1 + fraction) / now.rounds, message)
+        done = since + (until - since) * fraction
+        ctx.report((now.index - 1 + done) / now.rounds, message)
 
     return replace(ctx, scope=f"{ctx.scope}/round/{now.index}", report=report)

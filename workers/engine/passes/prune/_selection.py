@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -13,57 +14,123 @@ from workers.engine.graph import Graph
 from workers.engine.graph.channels.plan import Family, Plan, Removed
 from workers.engine.passes.prune._importance import Scores
 
-_STEPS = 14
-"""Halvings of the search: the fraction is found to 0.01 %."""
+Axes = tuple[tuple[str, int], ...]
+"""Weights and axes that a family touches: what it is known by from round to round."""
+
+Order = npt.NDArray[np.int64]
+"""[classes]: which of two classes of equal worth goes first."""
 
 
-def choose(
-    plan: Plan, families: Sequence[Family], scores: Scores, step: PruneChannels, fraction: float
-) -> Removed:
-    """The classes that go when this fraction of all channels goes."""
-    removed: Removed = np.zeros(plan.classes.count, dtype=np.bool_)
-    for group in _groups(plan.flow.book.graph, families, step.scope):
-        chosen = _lowest(group, scores, fraction, step.max_layer_fraction)
-        for family, lowest in zip(group, chosen, strict=True):
-            removed[lowest[: _allowed(family, len(lowest), step)]] = True
-    return plan.spare(removed, scores, step.min_channels)
+@dataclass(frozen=True)
+class Member:
+    """A family that may lose channels."""
+
+    family: Family
+    total: int
+    """Classes it had before the first round."""
+    own: float | None = None
+    """The fraction of them that goes; null where the target decides."""
+
+    @property
+    def gone(self) -> int:
+        """Classes that earlier rounds took."""
+        return self.total - len(self.family.classes)
 
 
-def search(
-    least: Callable[[float], tuple[Removed, float]], ratio: float, most: float
-) -> tuple[Removed, float]:
-    """The smallest fraction whose result is at least `ratio` times cheaper; with `most` where none is.
+@dataclass(frozen=True)
+class Candidates:
+    """Everything that may go in one round, and what it is worth."""
 
-    Args:
-        least: Answers, for a fraction, what goes and how many times cheaper that is.
-        ratio: The ratio wanted.
-        most: The largest fraction to try.
-    """
-    best = least(most)
-    low, high = 0.0, most
-    if best[1] < ratio:
-        return best
-    for _ in range(_STEPS):
-        middle = (low + high) / 2
-        found = least(middle)
-        if found[1] >= ratio:
-            best, high = found, middle
-        else:
-            low = middle
-        if best[1] <= ratio * 1.002:
-            break
-    return best
+    plan: Plan
+    members: Sequence[Member]
+    scores: Scores
+    ties: Order
+    step: PruneChannels
+    done: float
+    """The share of the rounds that is over after this one: so much of an own fraction has gone then."""
+
+    def choose(self, fraction: float) -> Removed:
+        """The classes that go, so that this fraction of all that were there before the first round is gone.
+
+        No layer loses more than its cap, is left with less than min_channels, or with what is no multiple of round_to.
+        """
+        removed: Removed = np.zeros(self.plan.classes.count, dtype=np.bool_)
+        for member, lowest in self._lowest(fraction):
+            removed[lowest[: _allowed(member.family, len(lowest), self.step)]] = True
+        return self.plan.spare(removed, self.scores, self.step.min_channels)
+
+    def spared(self, more: Removed, less: Removed) -> Iterator[Removed]:
+        """`more`, each time with the classes of one layer as in `less`: the layer first whose loss is worth most."""
+        layers = [m.family.classes for m in self.members]
+        differ = [classes[more[classes] & ~less[classes]] for classes in layers]
+        worth = [
+            self.scores[extra].sum() / _mean(self.scores[classes])
+            for extra, classes in zip(differ, layers, strict=True)
+        ]
+        for at in np.argsort(-np.array(worth), kind="stable"):
+            if differ[at].size:
+                yield differ[at]
+
+    def _lowest(self, fraction: float) -> Iterator[tuple[Member, npt.NDArray[np.int64]]]:
+        """Each layer's classes that are among the lowest of those it is ranked with, lowest first."""
+        for member in self.members:
+            if member.own is not None:
+                quota = _count(member.own * self.done, member.total) - member.gone
+                yield member, self._ranked(member)[: max(quota, 0)]
+        others = [member for member in self.members if member.own is None]
+        for group in _groups(self.plan.flow.book.graph, others, self.step.scope):
+            yield from zip(group, self._lowest_of(group, fraction), strict=True)
+
+    def _lowest_of(self, group: Sequence[Member], fraction: float) -> list[npt.NDArray[np.int64]]:
+        """Scores are divided by their mean in the family, so that layers of many weights are not worth more for that alone."""
+        cap = self.step.max_layer_fraction
+        capped = [self._ranked(m)[: max(_count(cap, m.total) - m.gone, 0)] for m in group]
+        relative = [
+            self.scores[classes] / _mean(self.scores[m.family.classes])
+            for classes, m in zip(capped, group, strict=True)
+        ]
+        ties, joined = self.ties[np.concatenate(capped)], np.concatenate(relative)
+        quota = _count(fraction, sum(m.total for m in group)) - sum(m.gone for m in group)
+        chosen = np.zeros(len(joined), dtype=np.bool_)
+        chosen[np.lexsort((ties, joined))[: max(quota, 0)]] = True
+        parts = np.split(chosen, np.cumsum([len(classes) for classes in capped])[:-1])
+        return [classes[part] for classes, part in zip(capped, parts, strict=True)]
+
+    def _ranked(self, member: Member) -> npt.NDArray[np.int64]:
+        classes = member.family.classes
+        return classes[np.lexsort((self.ties[classes], self.scores[classes]))]
 
 
-def _groups(graph: Graph, families: Sequence[Family], scope: str) -> list[list[Family]]:
+def totals(plan: Plan) -> dict[Axes, int]:
+    """How many classes each family has."""
+    return {family.axes: len(family.classes) for family in plan.families}
+
+
+def members(
+    families: Sequence[Family], before: Mapping[Axes, int], own: Mapping[Axes, float]
+) -> list[Member]:
+    """The families with what they had before the first round."""
+    return [
+        Member(family, before.get(family.axes, len(family.classes)), own.get(family.axes))
+        for family in families
+    ]
+
+
+def _count(fraction: float, total: int) -> int:
+    return math.floor(fraction * total + 1e-9)
+
+
+def _mean(scores: Scores) -> float:
+    return max(float(scores.mean()), 1e-30)
+
+
+def _groups(graph: Graph, found: Sequence[Member], scope: str) -> list[list[Member]]:
     """Families that are ranked together."""
-    if scope == "layer":
-        return [[family] for family in families]
-    if scope == "global":
-        return [list(families)]
-    alike: dict[object, list[Family]] = {}
-    for family in families:
-        alike.setdefault(_structure(graph, family), []).append(family)
+    alike: dict[object, list[Member]] = {}
+    for index, member in enumerate(found):
+        keys = {"layer": index, "global": None}
+        key = keys[scope] if scope in keys else _structure(graph, member.family)
+        alike.setdefault(key, []).append(member)
     return list(alike.values())
 
 
@@ -75,26 +142,6 @@ def _structure(graph: Graph, family: Family) -> tuple[tuple[str, int, int], ...]
         readers = sorted({use.node.op_type for use in value.uses()})
         found.append((",".join(readers), axis, len(value.shape or ())))
     return tuple(sorted(found))
-
-
-def _lowest(
-    group: Sequence[Family], scores: Scores, fraction: float, cap: float
-) -> list[npt.NDArray[np.int64]]:
-    """Each family's classes that are among the lowest of the group, lowest first.
-
-    Scores are divided by their mean in the family, so that layers of many weights are not worth more for that alone.
-    """
-    ranked = [f.classes[np.argsort(scores[f.classes], kind="stable")] for f in group]
-    capped = [classes[: int(cap * len(classes))] for classes in ranked]
-    means = [max(float(scores[f.classes].mean()), 1e-30) for f in group]
-    joined = np.concatenate(
-        [scores[classes] / mean for classes, mean in zip(capped, means, strict=True)]
-    )
-    count = math.floor(fraction * sum(len(f.classes) for f in group) + 1e-9)
-    chosen = np.zeros(len(joined), dtype=np.bool_)
-    chosen[np.argsort(joined, kind="stable")[:count]] = True
-    parts = np.split(chosen, np.cumsum([len(classes) for classes in capped])[:-1])
-    return [classes[part] for classes, part in zip(capped, parts, strict=True)]
 
 
 def _allowed(family: Family, count: int, step: PruneChannels) -> int:
