@@ -135,12 +135,15 @@ def gather(node: Node) -> list[Shadow]:
             _shadow.lined(shape, source.axis + (longer if source.axis > axis else 0), source.labels)
         ]
     places = node.book.graph.initializers.get(node.step.inputs[1])
-    if node.is_initializer(0) or places is None or len(node.shape(1)) != 1:
+    if node.is_initializer(0) or places is None or len(node.shape(1)) > 1:
         node.pin(0, "looks channels up by their number")
         return [_shadow.blank(shape)]
     assert places.const_value is not None
-    indices = tensors.from_ir(places.const_value).long()
-    return [_shadow.lined(shape, axis, source.labels[indices])]
+    found = source.labels[tensors.from_ir(places.const_value).long()]
+    if found.numel() == 1:
+        node.book.labels.pin(found.reshape(1), _shadow.SINGLE)
+        return [_shadow.blank(shape)]
+    return [_shadow.lined(shape, axis, found)]
 
 
 def reduction(node: Node) -> list[Shadow]:
