@@ -7,7 +7,8 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from modelpress.spec.prune import _rounds
+from modelpress.spec.prune import _controls, _rounds
+from modelpress.spec.prune._controls import Controls
 from modelpress.spec.step import FineTune, Step
 
 Criterion = Literal[
@@ -105,6 +106,10 @@ class PruneMagnitude(Step):
     fine_tune: FineTune | None = Field(
         default=None, description="Training after each round; null prunes once and trains nothing."
     )
+    controls: Controls | None = Field(
+        default=None,
+        description="Networks of the same shape trained from new weights, to be seen beside the result; needs fine_tune.",
+    )
 
     @property
     def needs_data(self) -> bool:
@@ -154,6 +159,7 @@ class PruneMagnitude(Step):
     @model_validator(mode="after")
     def _rounds_train(self) -> Self:
         _rounds.check(self.rounds, self.fine_tune)
+        _controls.check(self.controls, self.fine_tune)
         if self.schedule == "one_shot" and self.rounds > 1:
             raise ValueError(
                 f"schedule 'one_shot' has one round, rounds is {self.rounds}: set rounds = 1, or another schedule"

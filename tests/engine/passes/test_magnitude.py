@@ -11,7 +11,7 @@ from tests.engine import jobs
 from workers.engine import formats, passes
 from workers.engine.errors import BadModel, NothingChanged
 from workers.engine.graph import execute, match
-from workers.engine.passes.prune.magnitude import Masked
+from workers.engine.passes.prune._masked import Masked
 
 
 def prune(graph, tmp_path, train=None, **options):

@@ -13,16 +13,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import torch
 
 from modelpress.spec.prune import PruneMagnitude
 from workers.engine.context import Context
 from workers.engine.errors import BadModel, NothingChanged
 from workers.engine.graph import Graph, execute, match
-from workers.engine.graph.execute import GraphModule
 from workers.engine.graph.match import Layer
 from workers.engine.passes import _weights
-from workers.engine.passes.prune import _criteria, _masks, _recovery, _targets
+from workers.engine.passes.prune import _controls, _criteria, _masks, _recovery, _targets
+from workers.engine.passes.prune._masked import Masked
 from workers.engine.passes.prune._masks import Mask
 from workers.engine.passes.prune._recovery import Round
 from workers.engine.passes.prune._targets import Targets
@@ -41,6 +40,7 @@ def apply(graph: Graph, step: PruneMagnitude, ctx: Context) -> Graph:
         BadModel: a weight is not finite, or the initial model has other weights.
         Diverged: fine-tuning gave NaN or infinity.
     """
+    ctx, for_controls = _controls.shared(step, ctx)
     _weights.turn(graph)
     targets = _targets.choose(graph, _prunable(graph, step, ctx), step, ctx)
     before = {name: _sparsity(graph, name) for name in targets.layers}
@@ -57,6 +57,7 @@ def apply(graph: Graph, step: PruneMagnitude, ctx: Context) -> Graph:
             hint="ask for a higher sparsity or leave the step out",
         )
     _cover(graph, before, ctx)
+    _controls.train_all(graph, step, for_controls, masks)
     return graph
 
 
@@ -123,23 +124,6 @@ def _recover(
     module = execute.as_module(graph)
     mask = Masked(module, masks)
     _recovery.train_round(graph, module, step.fine_tune, ctx, now, mask.apply)
-
-
-class Masked:
-    """Keeps pruned weights of a module at zero. Masks become buffers beside the weights, on their device."""
-
-    def __init__(self, module: GraphModule, masks: Mapping[str, Mask]) -> None:
-        self._module = module
-        self._buffers = {name: f"mask_{i}" for i, name in enumerate(masks)}
-        for name, buffer in self._buffers.items():
-            module.register_buffer(buffer, torch.from_numpy(masks[name]), persistent=False)
-
-    @torch.no_grad()
-    def apply(self) -> None:
-        """Sets every pruned weight to 0, exactly."""
-        weights = self._module.weights
-        for name, buffer in self._buffers.items():
-            weights[name].masked_fill_(self._module.get_buffer(buffer), 0.0)
 
 
 def _sparsity(graph: Graph, name: str) -> float:
