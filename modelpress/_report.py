@@ -11,8 +11,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from modelpress import _curves
 from modelpress.spec.constraint import ConstraintResult
-from modelpress.spec.report import Latency, Report, Stage
+from modelpress.spec.report import Control, Latency, Quality, Report, Stage
 from modelpress.spec.state import Outcome
 
 WIDTH = 100
@@ -60,19 +61,31 @@ def _table(report: Report) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for stage in report.stages:
         table.add_row(*_row(stage, report.stages[0], quality))
+        for control in stage.controls:
+            table.add_row(*_control_row(control, report.stages[0], quality))
     return table
 
 
 def _row(stage: Stage, original: Stage, quality: str) -> list[Text]:
     changed = stage is not original
+    change = _quality_change(stage.quality, original.quality, quality) if changed else ""
     ratio = f"x {stage.latency.ratio:.2f}" if changed else ""
     return [
         Text(stage.name, style="bold" if changed else ""),
-        _cell(_quality(stage, quality), _quality_change(stage, original, quality)),
+        _cell(_quality(stage.quality, quality), change),
         _count_cell(stage.size.file_bytes, original.size.file_bytes, changed),
         _count_cell(stage.size.zipped_bytes, original.size.zipped_bytes, changed),
         _cell(_latency(stage.latency), ratio),
         _count_cell(stage.cost.macs, original.cost.macs, changed),
+    ]
+
+
+def _control_row(control: Control, original: Stage, quality: str) -> list[Text]:
+    """A network of the stage's shape: only how it was trained and what came of it is new."""
+    change = _quality_change(control.quality, original.quality, quality)
+    return [
+        Text(f"  {control.name}, {_count(control.epochs, 'epoch')}"),
+        _cell(_quality(control.quality, quality), change),
     ]
 
 
@@ -95,15 +108,15 @@ def _quality_name(report: Report) -> str:
     return "accuracy" if any(q.accuracy is not None for q in measured) else "agreement"
 
 
-def _quality(stage: Stage, name: str) -> str:
-    value = stage.quality and getattr(stage.quality, name)
+def _quality(measured: Quality | None, name: str) -> str:
+    value = measured and getattr(measured, name)
     return "-" if value is None else f"{value:.2%}"
 
 
-def _quality_change(stage: Stage, original: Stage, name: str) -> str:
-    if stage is original or name != "accuracy" or not (stage.quality and original.quality):
+def _quality_change(measured: Quality | None, original: Quality | None, name: str) -> str:
+    if name != "accuracy" or not (measured and original):
         return ""
-    now, before = stage.quality.accuracy, original.quality.accuracy
+    now, before = measured.accuracy, original.accuracy
     return "" if now is None or before is None else f"{100 * (now - before):+.2f} pt"
 
 
@@ -135,6 +148,8 @@ def _about(stage: Stage) -> list[RenderableType]:
     hidden = len(stage.skipped) - SHOWN_SKIPPED
     if hidden > 0:
         lines.append(_bullet(f"left alone: {hidden} more, see report.json"))
+    lines += [_bullet(f"{c.name}: {c.note}") for c in stage.controls if c.note]
+    lines += _curves.tables(stage.curves)
     if stage.step is None and not lines:
         return []
     counts = f"{_count(len(stage.touched), 'layer')} changed, {len(stage.skipped)} left alone"

@@ -6,7 +6,10 @@ from modelpress.spec import named
 from modelpress.spec.constraint import Constraint, Goal, Metric, judge
 from modelpress.spec.report import (
     ArtifactInfo,
+    Control,
     Cost,
+    Curve,
+    CurvePoint,
     DataUse,
     Environment,
     Latency,
@@ -59,6 +62,30 @@ def stage(name: str, step: int | None, *, file_bytes: int, accuracy: float | Non
         ),
         cost=Cost(macs=1_234_567, macs_by_operator={"Conv": 1_234_567}),
         touched=() if step is None else (Touched(layer="conv", change="zeros"),),
+    )
+
+
+def controls() -> tuple[Control, ...]:
+    """Both, worse and better than the stage they belong to."""
+    quality = stage("", None, file_bytes=1, accuracy=0.96).quality
+    assert quality is not None
+    better = quality.model_copy(update={"accuracy": 0.985})
+    return (
+        Control(name="scratch_e", epochs=1, quality=quality),
+        Control(name="scratch_b", epochs=4, quality=better, note="E is 1"),
+    )
+
+
+def curves() -> tuple[Curve, ...]:
+    """A picture of two lines, one of them with intervals and a point more."""
+    ticket = (
+        CurvePoint(x=0.2, mean=0.98, low=0.975, high=0.985, runs=3),
+        CurvePoint(x=1.0, mean=0.97, low=0.96, high=0.98, runs=3),
+    )
+    axes = {"x": "fraction of weights kept", "y": "accuracy"}
+    return (
+        Curve(name="ticket", **axes, points=ticket),
+        Curve(name="random_reinit", **axes, points=(CurvePoint(x=0.2, mean=0.951),)),
     )
 
 

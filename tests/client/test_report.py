@@ -50,3 +50,34 @@ def test_picture_of_the_same_report_is_the_same() -> None:
     assert _report.as_svg(reports.report(), title="t") == _report.as_svg(
         reports.report(), title="t"
     )
+
+
+def with_pruned(**changes: object) -> str:
+    report = reports.report()
+    pruned = report.stages[1].model_copy(update=changes)
+    return _report.as_text(report.model_copy(update={"stages": (report.stages[0], pruned)}))
+
+
+def test_controls_stand_below_their_stage() -> None:
+    lines = with_pruned(controls=reports.controls()).splitlines()
+    [at] = [i for i, line in enumerate(lines) if line.lstrip().startswith("scratch_e, 1 epoch")]
+    assert lines[at - 2].startswith(" prune.magnitude")
+    assert [line.split() for line in lines[at : at + 4]] == [
+        ["scratch_e,", "1", "epoch", "96.00%"],
+        ["-2.00", "pt"],
+        ["scratch_b,", "4", "epochs", "98.50%"],
+        ["+0.50", "pt"],
+    ]
+    assert "  • scratch_b: E is 1" in lines
+
+
+def test_curves_are_a_table_with_a_column_for_each() -> None:
+    lines = with_pruned(curves=reports.curves()).splitlines()
+    [at] = [i for i, line in enumerate(lines) if "accuracy by fraction of weights kept" in line]
+    assert [line.split() for line in lines[at + 1 : at + 8] if line.strip(" ─")] == [
+        ["fraction", "ticket", "random_reinit"],
+        ["100.00%", "97.00%", "-"],
+        ["96.00%", "to", "98.00%"],
+        ["20.00%", "98.00%", "95.10%"],
+        ["97.50%", "to", "98.50%"],
+    ]
