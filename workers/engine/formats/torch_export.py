@@ -7,10 +7,7 @@ BatchNormalization is kept, for fine-tuning needs it; tied weights stay one; par
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx_ir as ir
@@ -20,7 +17,7 @@ from torch._export.serde import serialize
 from torch.export import ExportedProgram
 
 from workers.engine.errors import BadModel, EngineError, Unsupported
-from workers.engine.formats import onnx
+from workers.engine.formats import onnx, quiet
 from workers.engine.formats.pt2 import archive, fields, weights
 from workers.engine.graph import Graph
 
@@ -31,7 +28,6 @@ STATIC = (
     "the batch size is fixed: torch.export.export was given no dynamic_shapes; with "
     "dynamic_shapes=({0: torch.export.Dim.AUTO},) jobs may choose their own"
 )
-_CAUSE_CHARACTERS = 400
 
 Tell = Callable[[float, str], None]
 
@@ -75,53 +71,32 @@ def _program(path: Path) -> ExportedProgram:
         weights.read(opened, name) for name in (archive.WEIGHTS, archive.CONSTANTS)
     )
     try:
-        with _quiet():
+        with quiet.quiet():
             return serialize.ExportedProgramDeserializer().deserialize(
                 described, tensors, constants
             )
     except Exception as error:
         raise BadModel(
-            f"torch {torch.__version__} can't read the program: {_cause(error)}",
+            f"torch {torch.__version__} can't read the program: {quiet.cause(error)}",
             hint="does torch.export.load read it? Export and save it again",
         ) from error
 
 
 def _model(program: ExportedProgram) -> ir.Model:
     try:
-        with _quiet():
+        with quiet.quiet():
             exported = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False)
     except EngineError:
         raise
     except Exception as error:
         raise Unsupported(
-            f"torch {torch.__version__} can't convert the program to ONNX: {_cause(error)}",
+            f"torch {torch.__version__} can't convert the program to ONNX: {quiet.cause(error)}",
             hint="export the model to ONNX yourself, or replace what the message names",
         ) from error
     assert exported is not None
     model: ir.Model = exported.model
     common.ClearMetadataAndDocStringPass()(model)
     return model
-
-
-def _cause(error: BaseException) -> str:
-    """The innermost message: the exporter wraps the reason in advice."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:_CAUSE_CHARACTERS]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Warnings of torch about its own deprecations, and packages not needed here, are not shown."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
 
 
 def _tie(graph: ir.Graph) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -124,6 +125,17 @@ def to_numpy(tensor: torch.Tensor, data_type: ir.DataType | None = None) -> np.n
     return host.numpy()
 
 
-def ints(tensor: torch.Tensor) -> list[int]:
-    """The elements of a shape-like operand as host integers."""
-    return [int(element) for element in tensor.reshape(-1).tolist()]
+class Elements(Protocol):
+    """What can be read as host numbers: a tensor, or numbers that torch.export looks at."""
+
+    def reshape(self, *shape: int) -> Any:
+        """The same elements in another shape."""
+
+    def tolist(self) -> Any:
+        """The elements, nested as the axes are."""
+
+
+def ints(elements: Elements) -> list[int]:
+    """The elements of a shape-like operand as host integers; free sizes of torch.export stay free."""
+    listed = elements.reshape(-1).tolist()
+    return [e if isinstance(e, torch.SymInt) else int(e) for e in listed]
