@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from modelpress.spec.problem import Problem, Refused, from_validation
-from modelpress.spec.prune import PruneChannels, PruneMagnitude
+from modelpress.spec.prune import PruneChannels, PruneLottery, PruneMagnitude, PruneSupermask
 from modelpress.spec.quantize import QuantizeInt8
 from modelpress.spec.step import Step
 
@@ -18,6 +18,8 @@ MAX_STEPS = 32
 AnyStep = Annotated[
     PruneMagnitude  #
     | PruneChannels
+    | PruneLottery
+    | PruneSupermask
     | QuantizeInt8,
     Field(discriminator="kind"),
 ]

@@ -157,7 +157,9 @@ class ArtifactInfo(_Frozen):
     """A file the job made."""
 
     name: str = Field(description="File name, unique in the job.")
-    format: Literal["onnx"] = Field(description="'onnx': runs in stock ONNX Runtime.")
+    format: Literal["onnx", "npz"] = Field(
+        description="'onnx': runs in stock ONNX Runtime. 'npz': seed and mask of a supermask, from which its weights follow."
+    )
     size_bytes: int = Field(description="Bytes of the file.")
     sha256: str = Field(description="SHA-256 of the file, in hex.")
 

@@ -32,6 +32,10 @@ VARIANTS: dict[str, Step] = {
     "prune.channels/taylor": STEPS["prune.channels"](
         macs_ratio=1.5, rounds=2, criterion="taylor", fine_tune=FineTune(epochs=1, batch_size=16)
     ),
+    "prune.supermask": STEPS["prune.supermask"](draws=2, training={"epochs": 1}),
+    "prune.supermask/random": STEPS["prune.supermask"](
+        weights="random", rescale=False, draws=1, training={"epochs": 1}
+    ),
     "quantize.int8": STEPS["quantize.int8"](samples=32),
     "quantize.int8/percentile": STEPS["quantize.int8"](samples=32, calibration="percentile"),
     "quantize.int8/per-tensor": STEPS["quantize.int8"](samples=32, per_channel=False),
@@ -123,6 +127,8 @@ def check_effect(step: Step, source: Graph, data: bytes) -> None:
     elif step.kind == "prune.magnitude":
         zeros = sum(int((w == 0).sum()) for w in layers)
         assert zeros == pytest.approx(step.sparsity * sum(w.size for w in layers), abs=len(layers))
+    elif step.kind == "prune.supermask":
+        assert all(0.1 < (w != 0).mean() < 0.9 for w in layers)
     elif step.kind == "prune.channels":
         parameters = sum(array.size for array in source.parameters().values())
         assert sum(w.size for w in weights.values()) < 0.9 * parameters

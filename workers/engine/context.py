@@ -34,6 +34,8 @@ class Coverage:
     notes: list[str] = field(default_factory=list)
     controls: list[Control] = field(default_factory=list)
     curves: list[Curve] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+    """Artifacts beside the model, which belong to it as this step left it."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,12 +40,13 @@ def compress(jobdir: Path) -> Report:
     job = _open(Path(jobdir))
     gauge, report = _baseline(job)
     before = graph = job.ctx.source
+    files: tuple[Path, ...] = ()
     for index, step in enumerate(job.asked.recipe.steps):
         before = graph
-        graph, stage = _perform(job, gauge, graph, index, step, report.stages[-1])
+        graph, stage, files = _perform(job, gauge, graph, index, step, report.stages[-1])
         report = report.model_copy(update={"stages": (*report.stages, stage)})
         _finish_stage(job, report)
-    _keep_artifact(job.jobdir, graph)
+    _keep_artifacts(job.jobdir, graph, files)
     probing.write(job.jobdir, graph, before, gauge)
     return report
 
@@ -158,8 +160,11 @@ def _baseline(job: _Job) -> tuple[Gauge, Report]:
 
 def _perform(
     job: _Job, gauge: Gauge, graph: Graph, index: int, step: Step, before: Stage
-) -> tuple[Graph, Stage]:
-    """Applies a step to a copy of the graph, exports the result and measures the exported file."""
+) -> tuple[Graph, Stage, tuple[Path, ...]]:
+    """Applies a step to a copy of the graph, exports the result and measures the exported file.
+
+    Answers the files that the step left beside the model, too.
+    """
     job.teller.start(index + 1, step.kind, f"step {index + 1} of {len(job.asked.recipe.steps)}")
     started = time.monotonic()
     ctx = job.ctx.for_step(index, job.teller.part(0.0, _MEASURING))
@@ -176,7 +181,7 @@ def _perform(
         before,
         job.teller.part(_MEASURING, 1.0),
     )
-    return result, stage
+    return result, stage, tuple(ctx.coverage.files)
 
 
 def _finish_stage(job: _Job, report: Report) -> None:
@@ -186,9 +191,11 @@ def _finish_stage(job: _Job, report: Report) -> None:
     job.teller.done(f"{stage.name}: {stage.size.file_bytes:,} bytes")
 
 
-def _keep_artifact(jobdir: Path, graph: Graph) -> None:
-    """Writes the last graph once more: the same graph gives the same bytes."""
+def _keep_artifacts(jobdir: Path, graph: Graph, files: Iterable[Path]) -> None:
+    """Writes the last graph once more, as the same graph gives the same bytes, and what the last step left beside it."""
     folder = jobdir / order.ARTIFACTS
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     formats.save(graph, folder / "model.onnx")
+    for path in files:
+        shutil.copyfile(path, folder / path.name)

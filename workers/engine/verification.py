@@ -111,5 +111,8 @@ def _artifacts(jobdir: Path) -> Iterator[ArtifactInfo]:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         yield ArtifactInfo(
-            name=path.name, format="onnx", size_bytes=path.stat().st_size, sha256=digest
+            name=path.name,
+            format="npz" if path.suffix == ".npz" else "onnx",
+            size_bytes=path.stat().st_size,
+            sha256=digest,
         )

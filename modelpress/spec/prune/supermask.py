@@ -1,0 +1,59 @@
+"""Weights that are chosen, never trained."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from modelpress.spec.step import FineTune, Step
+
+
+class MaskTraining(FineTune):
+    """How the mask is trained. Needs labels."""
+
+    epochs: int = Field(default=60, ge=1, le=10_000, description="Passes over the train split.")
+    learning_rate: float = Field(
+        default=100.0,
+        gt=0,
+        le=100_000,
+        description="Peak learning rate of the mask's scores, whose gradients are small; decays to zero by a cosine.",
+    )
+    optimizer: Literal["adam", "sgd"] = Field(
+        default="sgd", description="Adam, or SGD with momentum 0.9."
+    )
+
+
+class PruneSupermask(Step):
+    """Draws new random weights, freezes them and learns which of them to keep: a network of a seed and one bit for each weight."""
+
+    paper: ClassVar[str] = (
+        "Zhou, Lan, Liu, Yosinski: Deconstructing Lottery Tickets: Zeros, Signs, and the Supermask (arXiv 1905.01067)"
+    )
+
+    kind: Literal["prune.supermask"] = "prune.supermask"
+    weights: Literal["signed_constant", "random"] = Field(
+        default="signed_constant",
+        description="What is masked: new random weights, or their signs times the standard deviation of their layer.",
+    )
+    rescale: bool = Field(
+        default=True,
+        description="Dynamic weight rescaling: what is kept of a layer is multiplied by its weights over its kept weights.",
+    )
+    training: MaskTraining = Field(
+        default=MaskTraining(), description="How the mask is trained on the train split."
+    )
+    draws: int = Field(
+        default=10,
+        ge=1,
+        le=100,
+        description="Masks drawn from what was learned, beside the likeliest; the artifact has the one of lowest training loss.",
+    )
+
+    @property
+    def needs_data(self) -> bool:
+        return True
+
+    @property
+    def needs_labels(self) -> bool:
+        return True
