@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -47,6 +48,7 @@ def fit(
     loss: losses.Loss | None = None,
     after_step: Callable[[], None] = nothing,
     label: str = "fine-tune",
+    skip: int = 0,
 ) -> TrainLog:
     """Trains `module`'s parameters in place on `ctx.device`; leaves it there, in evaluation mode.
 
@@ -58,7 +60,8 @@ def fit(
     frozen and without dropout, and a note says so.
 
     `loss` null is the classification loss that fits `ctx.source`. `after_step` runs after each optimizer step: masks
-    are re-applied there.
+    are re-applied there. With `skip`, so many steps count as done: the same batches follow at the same learning rates, with an
+    optimizer that remembers nothing; `skip` is less than all steps, and the losses are those of what follows.
 
     Raises:
         BadData: no labels, or one that is no class.
@@ -79,8 +82,8 @@ def fit(
     module.to(ctx.device).train(fixed is None)
     torch.manual_seed(ctx.seed_of(f"{label}/dropout"))
     fitting = loss or classification_loss(ctx.source)
-    run = _Run(module, dataset, fine_tune, ctx, fitting, after_step, label, fixed)
-    epochs = tuple(run.epoch(index) for index in range(fine_tune.epochs))
+    run = _Run(module, dataset, fine_tune, ctx, fitting, after_step, label, fixed, skip)
+    epochs = tuple(run.epoch(index) for index in range(skip // run.batches, fine_tune.epochs))
     module.eval()
     _check_finite(module, label)
     ctx.report(1.0, f"{label}: done, loss {epochs[-1]:.4g}")
@@ -91,6 +94,11 @@ def fit(
         seconds=time.monotonic() - started,
         precision=str(run.precision).removeprefix("torch."),
     )
+
+
+def steps_in_epoch(dataset: data.Dataset, fine_tune: FineTune) -> int:
+    """Optimizer steps of an epoch."""
+    return math.ceil(dataset.samples / fine_tune.batch_size)
 
 
 class _Run:
@@ -106,21 +114,23 @@ class _Run:
         after_step: Callable[[], None],
         label: str,
         fixed: int | None,
+        skip: int,
     ) -> None:
         self.module, self.dataset, self.ctx = module, dataset, ctx
         self.loss, self.after_step, self.label = loss, after_step, label
         self.fine_tune, self.fixed = fine_tune, fixed
-        self.step = 0
-        self.steps = fine_tune.epochs * math.ceil(dataset.samples / fine_tune.batch_size)
+        self.step = skip
+        self.batches = steps_in_epoch(dataset, fine_tune)
+        self.steps = fine_tune.epochs * self.batches
         self.precision = _precision(ctx.device)
         self.optimizer = _optimizer(module, fine_tune)
         self.scaler = torch.amp.GradScaler(ctx.device.type, enabled=self.precision is torch.float16)
         self.reported = time.monotonic()
 
     def epoch(self, index: int) -> float:
-        """Trains on every sample once; answers the mean loss."""
-        total = 0.0
-        for indices in self._shuffled(index):
+        """Trains on every sample once, from the batch on that is next; answers the mean loss."""
+        total, samples = 0.0, 0
+        for indices in islice(self._shuffled(index), self.step - index * self.batches, None):
             value = self._train_on(indices)
             if not math.isfinite(value):
                 raise Diverged(
@@ -128,13 +138,14 @@ class _Run:
                     hint=f"lower learning_rate (it is {self.fine_tune.learning_rate:g})",
                 )
             total += value * len(indices)
+            samples += len(indices)
             self.step += 1
             self._report(index, value)
-        return total / self.dataset.samples
+        return total / samples
 
     def _shuffled(self, epoch: int) -> Iterator[NDArray[np.int64]]:
         order = self.ctx.random(f"{self.label}/epoch/{epoch}").permutation(self.dataset.samples)
-        yield from np.array_split(order, math.ceil(len(order) / self.fine_tune.batch_size))
+        yield from np.array_split(order, self.batches)
 
     def _train_on(self, indices: NDArray[np.int64]) -> float:
         self._set_learning_rate()
