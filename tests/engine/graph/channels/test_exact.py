@@ -62,19 +62,42 @@ def test_removed_channels_are_as_if_absent(name, tmp_path):
     sizes = shapes.example_shapes(graph, 1)
     plan = channels.plan.make(graph, sizes)
     removed = half(plan)
+    assert bool(plan.narrowed(removed)) == (name in STATISTICS)
+    assert_exact(graph, plan, removed, nets.feeds(model, 3, seed=1), tmp_path)
+
+
+def assert_exact(graph, plan, removed, feeds, tmp_path) -> None:
+    """Removes channels; what is left computes what it must, also in ONNX Runtime."""
     assert removed.any()
-    feeds = nets.feeds(model, 3, seed=1)
     absent = oracle.absent(graph, plan, removed, feeds)
     zeroed = oracle.zeroed(graph, plan, removed, feeds)
-    channels.surgery.remove(graph, plan, removed, sizes)
+    channels.surgery.remove(graph, plan, removed, shapes.example_shapes(graph, 1))
     sliced = execute.run(graph, feeds)
     assert_equal(sliced, absent)
-    assert bool(plan.narrowed(removed)) == (name in STATISTICS)
-    if name not in STATISTICS:
+    if not plan.narrowed(removed):
         assert_equal(sliced, zeroed)
     formats.save(graph, tmp_path / "sliced.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "sliced.onnx")
     np.testing.assert_allclose(session.run(None, feeds)[0], sliced["logits"], atol=1e-4)
+
+
+@pytest.mark.parametrize("choice", ["heads", "width"])
+@pytest.mark.parametrize("name", token_nets.ATTENTION)
+def test_attention_loses_whole_heads_or_their_width(name, choice, tmp_path):
+    model = token_nets.ATTENTION[name]()
+    graph = loaded(model, tmp_path)
+    plan = channels.plan.make(graph, shapes.example_shapes(graph, 1), attention=choice)
+    inner = [family for family in plan.families if len(family.classes) != token_nets.WIDTH]
+    assert inner
+    for family in inner:
+        if choice == "heads":
+            assert len(family.classes) <= token_nets.HEADS
+            assert family.width == token_nets.SIZE
+        else:
+            assert family.width * len(family.classes) % token_nets.SIZE == 0
+            assert len(family.classes) in (token_nets.SIZE, token_nets.SIZE // 2)
+    removed = half(plan)
+    assert_exact(graph, plan, removed, nets.feeds(model, 3, seed=1), tmp_path)
 
 
 @pytest.mark.parametrize("name", STATISTICS)

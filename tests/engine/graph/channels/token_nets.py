@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -32,11 +32,12 @@ def _number(b: Builder, value: float) -> str:
     return b.constant("number", np.array(value, np.float32))
 
 
-def _weighed(b: Builder, q: str, k: str, v: str, *, mask: str = "") -> str:
+def _weighed(b: Builder, q: str, k: str, v: str, masks: Sequence[str] = ()) -> str:
     """q, k, v: [N, H, T, D] -> [N, T, H * D]."""
     scores = b.op("MatMul", q, b.op("Transpose", k, perm=[0, 1, 3, 2]))
     scores = b.op("Mul", scores, _number(b, SIZE**-0.5))
-    scores = b.op("Add", scores, mask) if mask else scores
+    for added in masks:
+        scores = b.op("Add", scores, added)
     mixed = b.op("MatMul", b.op("Softmax", scores, axis=-1), v)
     mixed = b.op("Transpose", mixed, perm=[0, 2, 1, 3])
     return b.op("Reshape", mixed, b.ints(0, LENGTH, INNER))
@@ -69,8 +70,7 @@ def attention_masked() -> onnx.ModelProto:
     q, k, v = (_split(b, b.dense(x, WIDTH, INNER)) for _ in range(3))
     causal = np.triu(np.full((1, 1, LENGTH, LENGTH), -1e9, np.float32), 1)
     learned = b.random("position", 1, HEADS, LENGTH, LENGTH, fan_in=1)
-    mask = b.op("Add", learned, b.constant("mask", causal))
-    return _residual(b, x, _weighed(b, q, k, v, mask=mask))
+    return _residual(b, x, _weighed(b, q, k, v, [b.constant("mask", causal), learned]))
 
 
 def attention_fused(order: Literal["three first", "heads first"]) -> onnx.ModelProto:

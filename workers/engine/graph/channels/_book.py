@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -31,6 +31,16 @@ class Count:
 
 
 @dataclass(frozen=True)
+class Fixed:
+    """A node's number that follows from how many channels there are, and must stay as it is."""
+
+    node: str
+    attribute: str
+    labels: Tensor
+    value: float
+
+
+@dataclass(frozen=True)
 class Statistic:
     """A mean, a variance, a norm or a maximum over channels: without some of them it is another one."""
 
@@ -47,11 +57,14 @@ class Book:
     keeps_statistics: bool = False
     """Whether channels that a statistic is over must stay."""
     labels: Labels = field(default_factory=Labels)
+    kept_axes: Mapping[str, int] = field(default_factory=dict)
+    """Of nodes that spread channels over several axes, the one along which they stay apart; of the others the longest does."""
     shadows: dict[str, Shadow] = field(default_factory=dict)
     """Of values that nodes make, by name."""
     axes: dict[str, dict[int, Tensor]] = field(default_factory=dict)
     """Labels along axes of initializers, by name and axis."""
     counts: list[Count] = field(default_factory=list)
+    fixed: list[Fixed] = field(default_factory=list)
     statistics: list[Statistic] = field(default_factory=list)
 
     def axis_labels(self, name: str, axis: int) -> Tensor:
@@ -76,6 +89,11 @@ class Node:
     ) -> None:
         self.book, self.step = book, step
         self.operands, self.results = operands, results
+
+    @property
+    def kept_axis(self) -> int:
+        """The axis along which channels stay apart, where that was asked for; -1 otherwise."""
+        return self.book.kept_axes.get(self.step.name, -1)
 
     @property
     def kind(self) -> str:
@@ -168,6 +186,11 @@ class Node:
     def count(self, attribute: str, labels: Tensor) -> None:
         """An attribute counts these channels or groups."""
         self.book.counts.append(Count(self.step.name, attribute, labels))
+
+    def fix(self, attribute: str, labels: Tensor, value: float) -> None:
+        """An attribute is this number from now on, when any of the channels goes."""
+        if attribute not in self.step.attributes:
+            self.book.fixed.append(Fixed(self.step.name, attribute, labels, value))
 
     def blanks(self) -> list[Shadow]:
         """Outputs without channels."""

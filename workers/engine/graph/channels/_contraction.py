@@ -124,7 +124,10 @@ def contract(node: Node, terms: Sequence[str], out: str) -> Shadow:
 
 
 def _followed(node: Node, terms: Sequence[str], out: str) -> str:
-    """The letter of the result to follow: of an activation's channels before a weight's, the longest; '' for none."""
+    """The letter of the result to follow: of an activation's channels before a weight's, the longest; '' for none.
+
+    Of a weight's letters that one is which was asked for.
+    """
     of_activations: dict[str, int] = {}
     of_weights: dict[str, int] = {}
     for slot, term in enumerate(terms):
@@ -135,7 +138,10 @@ def _followed(node: Node, terms: Sequence[str], out: str) -> str:
                     of_activations[letter] = size
                 elif node.is_initializer(slot):
                     of_weights[letter] = size
+    asked = out[node.kept_axis] if node.kept_axis >= 0 else ""
     best = of_activations or of_weights
+    if asked in best:
+        return asked
     return max(best, key=lambda letter: best[letter]) if best else ""
 
 

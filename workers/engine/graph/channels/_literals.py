@@ -135,12 +135,15 @@ class Rehearsal(shapes.Ruler):
         return flow.book.shadows.get(name) or _shadow.blank(flow.shapes[name])
 
 
-def counted(plan: Plan, removed: Removed) -> dict[str, dict[str, int]]:
-    """Attributes that count channels or groups, by node and name."""
-    found: dict[str, dict[str, int]] = {}
+def counted(plan: Plan, removed: Removed) -> dict[str, dict[str, int | float]]:
+    """Attributes that count channels or groups, or follow from them and must not, by node and name."""
+    found: dict[str, dict[str, int | float]] = {}
     for count in plan.flow.book.counts:
         left = int(plan.kept(count.labels, removed).sum())
         found.setdefault(count.node, {})[count.attribute] = left
+    for fixed in plan.flow.book.fixed:
+        if not plan.kept(fixed.labels, removed).all():
+            found.setdefault(fixed.node, {})[fixed.attribute] = fixed.value
     return found
 
 

@@ -72,7 +72,8 @@ def movement(node: Node) -> list[Shadow]:
         shadows[slot].full() if slot in shadows else operand
         for slot, operand in enumerate(node.operands)
     ]
-    return [_shadow.close(full, node.book.labels) for full in _rerun(node, operands)]
+    labels, axis = node.book.labels, node.kept_axis
+    return [_shadow.close(full, labels, axis) for full in _rerun(node, operands)]
 
 
 def _rerun(node: Node, operands: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workers.engine.graph.channels import _contraction, _movement, _normalization
+from workers.engine.graph.channels import _attention, _contraction, _movement, _normalization
 from workers.engine.graph.channels._book import Rule
 
 _ELEMENTWISE = """
@@ -42,6 +42,8 @@ RULES: dict[str, Rule] = {
     "MatMul": _contraction.matmul,
     "Gemm": _contraction.gemm,
     "Einsum": _contraction.einsum,
+    "Attention": _attention.attention,
+    "RotaryEmbedding": _attention.rotary_embedding,
     "Slice": _movement.cut,
     "Pad": _movement.pad,
     "Gather": _movement.gather,

@@ -52,10 +52,10 @@ def lined(shape: tuple[int, ...], axis: int, labels: Tensor) -> Shadow:
     return Shadow(tuple(shape), axis, labels)
 
 
-def close(full: Tensor, labels: Labels) -> Shadow:
+def close(full: Tensor, labels: Labels, kept: int = -1) -> Shadow:
     """The shadow of a value whose elements have these labels, unified until they vary along one axis at most.
 
-    Of several axes that one is kept which leaves the most classes.
+    Of several axes `kept` is, if it is one of them, and else that which leaves the most classes.
     """
     shape = tuple(full.shape)
     small = _compressed(full)
@@ -63,6 +63,8 @@ def close(full: Tensor, labels: Labels) -> Shadow:
     if not axes:
         labels.pin(small.reshape(-1), SINGLE)
         return blank(shape)
+    if kept in axes:
+        axes = [kept]
     axis = axes[0] if len(axes) == 1 else max(axes, key=lambda a: _classes_left(small, a))
     edge = _edge(small, axis)
     labels.unify(small, edge, NOT_WHOLE)

@@ -24,6 +24,8 @@ class Flow(shapes.Ruler):
         """Values that describe shapes, by name."""
         self.reads: dict[str, list[Any]] = {}
         """Operands by node name, those of space and time without elements."""
+        self.steps: list[program.Step] = []
+        """Nodes in their order, without those of subgraphs."""
         self._depth = 0
 
     def apply(self, step: program.Step, operands: list[Any], call: Call) -> Any:
@@ -40,6 +42,7 @@ class Flow(shapes.Ruler):
 
     def _trace(self, step: program.Step, operands: list[Any], results: Sequence[Any]) -> None:
         self.reads[step.name] = operands
+        self.steps.append(step)
         named = [r for r, name in zip(results, step.outputs, strict=False) if name]
         names = [name for name, _ in zip(step.outputs, results, strict=False) if name]
         for name, result in zip(names, named, strict=True):

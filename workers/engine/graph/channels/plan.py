@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -12,8 +13,9 @@ import numpy.typing as npt
 import torch
 
 from workers.engine.graph import shapes
-from workers.engine.graph.channels import flow
+from workers.engine.graph.channels import _heads, flow
 from workers.engine.graph.channels._book import Book
+from workers.engine.graph.channels._heads import Choice, Cut
 from workers.engine.graph.channels._labels import Classes
 from workers.engine.graph.channels.flow import Flow
 from workers.engine.graph.graph import Graph
@@ -114,18 +116,79 @@ class Plan:
 
 
 def make(
-    graph: Graph, input_shapes: shapes.Shapes, *, normalized: Literal["narrow", "keep"] = "narrow"
+    graph: Graph,
+    input_shapes: shapes.Shapes,
+    *,
+    attention: Literal["auto", "heads", "width"] = "auto",
+    normalized: Literal["narrow", "keep"] = "narrow",
 ) -> Plan:
     """Follows every channel through a graph and finds what can go.
 
     Args:
         graph: The graph; it is not changed.
         input_shapes: Sizes of its inputs, of one sample.
+        attention: What of attention can go: whole heads, the same places in all heads of a layer, or of both what is
+            more. The width of what attention reads and writes can go in any case.
         normalized: What becomes of channels that a layer normalization or another statistic is over: they may go, and
             the statistic is then over those that are left, or all of them are kept.
 
     Raises:
         BadModel: shapes do not fit each other, or depend on the data.
     """
-    followed = flow.trace(Book(graph, normalized == "keep"), input_shapes)
-    return Plan(followed, followed.book.labels.classes())
+    keeps = normalized == "keep"
+    plan = _followed(Book(graph, keeps), input_shapes)
+    sites = _heads.cuts(plan.flow)
+    axes = _axes(plan, sites, attention)
+    if all(_kept_axis(plan, cut) == axes[cut.node] for site in sites for cut in site):
+        return plan
+    other = _followed(Book(graph, keeps, kept_axes=axes), input_shapes)
+    return plan if attention == "auto" and _freed(other) <= _freed(plan) else other
+
+
+def _followed(book: Book, input_shapes: shapes.Shapes) -> Plan:
+    followed = flow.trace(book, input_shapes)
+    return Plan(followed, book.labels.classes())
+
+
+def _axes(plan: Plan, sites: Sequence[Sequence[Cut]], attention: str) -> dict[str, int]:
+    """The axis along which the channels of each cut shall stay apart, by node."""
+    axes = {}
+    for site in sites:
+        choice: Choice = "heads" if attention == "heads" else "width"
+        if attention == "auto":
+            choice = _usual(plan, site)
+        axes.update({cut.node: cut.axis(choice) for cut in site})
+    return axes
+
+
+def _usual(plan: Plan, site: Sequence[Cut]) -> Choice:
+    """What of a layer of attention goes where nobody says: the other choice where what was tried frees nothing."""
+    by_width = sum(_kept_axis(plan, cut) == cut.width for cut in site) * 2 >= len(site)
+    frees = all(_is_free(plan, cut) for cut in site)
+    return "width" if by_width == frees else "heads"
+
+
+def _kept_axis(plan: Plan, cut: Cut) -> int:
+    if cut.node in plan.flow.book.kept_axes:
+        return plan.flow.book.kept_axes[cut.node]
+    return cut.width if cut.is_inside else plan.flow.book.shadows[cut.value].axis
+
+
+def _is_free(plan: Plan, cut: Cut) -> bool:
+    """Whether more than one class of a cut's channels can go."""
+    labels = plan.flow.book.shadows[cut.value].labels
+    if labels is None:
+        return False
+    classes = np.unique(plan.classes.of[labels.numpy()])
+    return int((~plan.classes.is_pinned()[classes]).sum()) > 1
+
+
+def _freed(plan: Plan) -> float:
+    """Elements of weights that could go, those that could go by two axes counted twice."""
+    free = ~plan.classes.is_pinned()
+    shapes_of = plan.flow.shapes
+    parts = (
+        free[touched].mean() * math.prod(shapes_of[name])
+        for (name, _), touched in plan.axes.items()
+    )
+    return float(sum(parts))

@@ -78,8 +78,12 @@ def _slice_weights(graph: Graph, plan: Plan, removed: Removed) -> None:
 def _count_anew(graph: Graph, plan: Plan, removed: Removed) -> None:
     counted = _literals.counted(plan, removed)
     for node in graph.nodes:
-        for attribute, count in counted.get(node.name or "", {}).items():
-            node.attributes.add(ir.AttrInt64(attribute, count))
+        for attribute, value in counted.get(node.name or "", {}).items():
+            node.attributes.add(_attribute(attribute, value))
+
+
+def _attribute(name: str, value: int | float) -> ir.Attr:
+    return ir.AttrFloat32(name, value) if isinstance(value, float) else ir.AttrInt64(name, value)
 
 
 def _forget_shapes(graph: Graph) -> None:
