@@ -92,7 +92,7 @@ def test_attention_loses_whole_heads_or_their_width(name, choice, tmp_path):
     for family in inner:
         if choice == "heads":
             assert len(family.classes) <= token_nets.HEADS
-            assert family.width == token_nets.SIZE
+            assert family.width in (token_nets.SIZE, 1), "a learned mask has one slice for a head"
         else:
             assert family.width * len(family.classes) % token_nets.SIZE == 0
             assert len(family.classes) in (token_nets.SIZE, token_nets.SIZE // 2)
