@@ -21,6 +21,41 @@ class TensorInfo(_Frozen):
     )
 
 
+class Layers(_Frozen):
+    """Layers of which the same holds."""
+
+    what: str = Field(description="What a step could do to them, or why it would leave them alone.")
+    names: tuple[str, ...] = Field(
+        description="Names of weights or nodes, the first of them; channels that go together are one entry."
+    )
+    count: int = Field(description="How many there are.")
+
+
+class StepCapability(_Frozen):
+    """What one kind of step, with its default options, could do to a model."""
+
+    ok: bool | None = Field(
+        description="Whether it could change anything; null where that was not determined."
+    )
+    reason: str = Field(default="", description="Why not, or why that is not known.")
+    can: tuple[Layers, ...] = Field(default=(), description="What it could change.")
+    cannot: tuple[Layers, ...] = Field(
+        default=(), description="What it would leave alone, and why."
+    )
+
+
+class Capability(_Frozen):
+    """What a family of steps could do to a model."""
+
+    ok: bool | None = Field(
+        description="Whether any step of the family could change anything; null where that was not determined."
+    )
+    reason: str = Field(default="", description="Why not, or why that is not known.")
+    steps: dict[str, StepCapability] = Field(
+        default_factory=dict, description="The same for each kind of step."
+    )
+
+
 class ModelInspection(_Frozen):
     """What is in a model."""
 
@@ -41,6 +76,11 @@ class ModelInspection(_Frozen):
     )
     notes: tuple[str, ...] = Field(
         default=(), description="What a reader should know, such as a batch size that is fixed."
+    )
+    capabilities: dict[str, Capability] = Field(
+        default_factory=dict,
+        description="What each family of steps could do: 'prune', 'distill', 'quantize', 'rewrite', 'dynamic'. Empty for models "
+        "that were looked into before there were capabilities.",
     )
 
 

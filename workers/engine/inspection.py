@@ -10,7 +10,8 @@ from pathlib import Path
 
 from modelpress.spec import order
 from modelpress.spec.inspection import ModelInspection
-from workers.engine import data, formats, outbox
+from workers.engine import capabilities, data, formats, outbox
+from workers.engine.formats import inspection
 
 CONVERTER = "workers.engine.formats.torch_export"
 """Loaded by name: torch's exporter takes seconds, which an ONNX file does not wait for."""
@@ -40,9 +41,16 @@ def _inspect_model(jobdir: Path, path: Path, teller: outbox.Teller) -> ModelInsp
     """What is in a model; one that is not ONNX is converted, and output/converted.onnx is what jobs will use."""
     found = formats.format_of(path)
     if found == "onnx":
-        return formats.inspect(path)
+        return _look(jobdir, path, teller)
     converter = importlib.import_module(CONVERTER)
     graph = converter.convert(path, jobdir / order.WORK, teller.tell)
     formats.save(graph, jobdir / order.CONVERTED)
-    looked = formats.inspect(jobdir / order.CONVERTED)
+    looked = _look(jobdir, jobdir / order.CONVERTED, teller)
     return looked.model_copy(update={"format": found, "notes": converter.notes(graph)})
+
+
+def _look(jobdir: Path, path: Path, teller: outbox.Teller) -> ModelInspection:
+    """What is in an ONNX file, and what steps could do to it."""
+    graph = formats.load(path)
+    can = capabilities.survey(graph, jobdir / order.WORK, teller.part(0.5, 1.0))
+    return inspection.inspect(graph).model_copy(update={"capabilities": can})

@@ -88,6 +88,23 @@ def no_channels(graph: Graph, plan: Plan, step: PruneChannels) -> str:
     )
 
 
+def foresee(graph: Graph, plan: Plan, step: PruneChannels, ctx: Context) -> None:
+    """Reports what could become of each layer: channels that go together are one entry."""
+    outputs = {(layer.weight, layer.out_axis) for layer in match.layers(graph)}
+    for family in free(graph, plan, step):
+        makers = dict.fromkeys(name for name, axis in family.axes if (name, axis) in outputs)
+        names = list(makers) or [family.axes[0][0]]
+        ctx.touched(_joined(names), f"{len(family.classes)} channels")
+    for name, reason in reasons(graph, plan, step).items():
+        if reason:
+            ctx.skipped(name, reason)
+
+
+def _joined(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"{', '.join(names[:_LISTED])}{more}"
+
+
 def cover(
     graph: Graph,
     before: Before,

@@ -24,7 +24,7 @@ from workers.engine.errors import NothingChanged
 from workers.engine.graph import Graph, channels, execute, shapes
 from workers.engine.graph.channels.plan import Plan
 from workers.engine.graph.channels.surgery import Cost
-from workers.engine.passes import _weights
+from workers.engine.passes import _lookahead, _weights
 from workers.engine.passes.prune import (
     _controls,
     _goal,
@@ -84,6 +84,16 @@ def apply(graph: Graph, step: PruneChannels, ctx: Context) -> Graph:
     _note_cost(goal.whole, _cost(graph, left, input_shapes), ctx)
     _controls.train_all(graph, step, for_controls)
     return graph
+
+
+def survey(graph: Graph, ctx: Context) -> None:
+    """Lists which channels could go, and why others stay. Raises as `apply`, or Undetermined."""
+    step = PruneChannels(fraction=0.5)
+    _weights.turn(graph)
+    plan = channels.plan.make(graph, _lookahead.input_shapes(graph))
+    _layers.foresee(graph, plan, step, ctx)
+    if not _layers.free(graph, plan, step):
+        raise NothingChanged(_layers.no_channels(graph, plan, step))
 
 
 def _input_shapes(graph: Graph, ctx: Context) -> dict[str, tuple[int, ...]]:

@@ -63,6 +63,13 @@ def apply(graph: Graph, step: PruneLottery, ctx: Context) -> Graph:
     return ticket
 
 
+def survey(graph: Graph, ctx: Context) -> None:
+    """Lists what could be pruned. Raises as `apply`."""
+    _weights.turn(graph)
+    for name, rate in _rates(graph, PruneLottery(rounds=1), ctx).items():
+        ctx.touched(name, f"{rate:.3g} of its surviving weights can go in a round")
+
+
 def _rates(graph: Graph, step: PruneLottery, ctx: Context) -> dict[str, float]:
     """The fraction of survivors that goes in each round, by weight; the layers that keep all are reported with a reason."""
     rates: dict[str, float] = {}

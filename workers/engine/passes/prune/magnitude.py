@@ -61,6 +61,13 @@ def apply(graph: Graph, step: PruneMagnitude, ctx: Context) -> Graph:
     return graph
 
 
+def survey(graph: Graph, ctx: Context) -> None:
+    """Lists what could be pruned. Raises as `apply`."""
+    _weights.turn(graph)
+    for name in _prunable(graph, PruneMagnitude(sparsity=0.5), ctx):
+        ctx.touched(name, "its weights can be zeroed")
+
+
 def _asked(step: PruneMagnitude) -> str:
     return f"pattern {step.pattern}" if step.pattern is not None else f"sparsity {step.sparsity}"
 

@@ -59,6 +59,12 @@ def apply(graph: Graph, step: PruneSupermask, ctx: Context) -> Graph:
     return result
 
 
+def survey(graph: Graph, ctx: Context) -> None:
+    """Lists what could be masked. Raises as `apply`."""
+    for name in _maskable(graph, PruneSupermask(), ctx):
+        ctx.touched(name, "random weights under a mask can take its place")
+
+
 class Masked(nn.Module):
     """A network of frozen weights that trains a score for each of those that may go."""
 

@@ -46,8 +46,7 @@ def quantize(
 
     `products`: MatMul nodes of two activations. `limit`: largest magnitude of a weight's code.
     """
-    kernels = [t.node for t in targets if t.has_integer_kernel]
-    plan = _plan.make(graph.nodes, [*kernels, *products])
+    plan = _plan.make(graph.nodes, _kernels(targets, products))
     codes = _calibrate(graph, plan, step, ctx)
     builder = Builder(graph)
     weights = Weights(builder, per_channel=step.per_channel)
@@ -63,6 +62,25 @@ def quantize(
         inserter.insert(value)
     edit.remove_dead(graph)
     return plan.integer
+
+
+def foresee(
+    graph: Graph, targets: Sequence[Target], products: Sequence[ir.Node], ctx: Context
+) -> set[ir.Node]:
+    """Reports what `quantize` would do. Answers the nodes that would run on integers, or disappear into those."""
+    for target in targets:
+        kernel = "int8 weights, multiplied as integers"
+        ctx.touched(
+            target.weight, kernel if target.has_integer_kernel else "int8 weights, float arithmetic"
+        )
+    for node in products:
+        ctx.touched(node.name or "MatMul", "both activations in uint8")
+    plan = _plan.make(graph.nodes, _kernels(targets, products))
+    return plan.integer | plan.cut
+
+
+def _kernels(targets: Sequence[Target], products: Sequence[ir.Node]) -> list[ir.Node]:
+    return [*(t.node for t in targets if t.has_integer_kernel), *products]
 
 
 def _first(node: ir.Node) -> ir.Value:

@@ -21,7 +21,7 @@ from workers.engine.errors import NothingChanged
 from workers.engine.graph import Graph, edit, match, shapes
 from workers.engine.graph.ops import TABLE, key
 from workers.engine.measure import environment
-from workers.engine.passes import _constants, _weights
+from workers.engine.passes import _constants, _lookahead, _weights
 from workers.engine.passes.quantize import _affine, _dynamic, _plan, _prepare, _static, _targets
 from workers.engine.passes.quantize._targets import Target
 
@@ -55,26 +55,46 @@ def apply(graph: Graph, step: QuantizeInt8, ctx: Context) -> Graph:
         NothingChanged: no layer could be quantized.
         BadModel: an activation is not finite on calibration samples.
     """
-    _fold(graph, _shapes(graph, ctx), ctx)
-    other_weights = match.not_layers(graph)
-    _prepare.scale_gemms(graph)
-    if step.mode == "static":
-        ranks = _ranks(graph, _shapes(graph, ctx))
-        _prepare.join_biases(graph, ranks)
-        _prepare.pool_means(graph, ranks)
-        _prepare.pull_cuts(graph)
-    targets = _targets.find(graph, step, ctx)
-    products = _products(graph, step, ctx)
-    _check_something_to_do(targets, products, step, ctx)
+    targets, products = _prepared(graph, _shapes(graph, ctx), step, ctx)
     limit = _limit(step, ctx)
     if step.mode == "static":
         integer = _static.quantize(graph, targets, products, step, ctx, limit=limit)
     else:
         integer = _dynamic.quantize(graph, targets, step, ctx, limit=limit)
-    for name, reason in other_weights.items():
-        ctx.skipped(name, reason)
     _report_float(graph, integer, step, ctx)
     return graph
+
+
+def survey(graph: Graph, ctx: Context) -> None:
+    """Lists which layers would run on integers, and what stays in float. Raises as `apply`, or Undetermined."""
+    step = QuantizeInt8()
+    targets, products = _prepared(graph, _lookahead.input_shapes(graph), step, ctx)
+    integer = _static.foresee(graph, targets, products, ctx)
+    _report_float(graph, integer, step, ctx)
+
+
+def _prepared(
+    graph: Graph, input_shapes: shapes.Shapes, step: QuantizeInt8, ctx: Context
+) -> tuple[list[Target], list[ir.Node]]:
+    """Brings the graph into the form that is quantized; the layers and the products of two activations that will be.
+
+    Raises:
+        NothingChanged: there are none.
+    """
+    _fold(graph, input_shapes, ctx)
+    other_weights = match.not_layers(graph)
+    _prepare.scale_gemms(graph)
+    if step.mode == "static":
+        ranks = _ranks(graph, input_shapes)
+        _prepare.join_biases(graph, ranks)
+        _prepare.pool_means(graph, ranks)
+        _prepare.pull_cuts(graph)
+    targets = _targets.find(graph, step, ctx)
+    for name, reason in other_weights.items():
+        ctx.skipped(name, reason)
+    products = _products(graph, step, ctx)
+    _check_something_to_do(targets, products, step, ctx)
+    return targets, products
 
 
 def _products(graph: Graph, step: QuantizeInt8, ctx: Context) -> list[ir.Node]:
