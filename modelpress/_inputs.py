@@ -6,14 +6,14 @@ import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import typer
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from modelpress.spec import named, recipe
 from modelpress.spec.constraint import Constraint
-from modelpress.spec.job import Images
+from modelpress.spec.job import Format, Images
 from modelpress.spec.problem import Problem, Refused, from_validation
 
 MAX_RECIPE_BYTES = 1 << 20
@@ -30,6 +30,7 @@ class Asked(BaseModel):
     eval_data: str | None
     recipe: recipe.Recipe
     images: Images
+    formats: tuple[Format, ...]
     constraints: tuple[Constraint, ...]
     seed: int
     name: str
@@ -43,6 +44,7 @@ def asked(
     constraints: list[str] | None,
     *,
     others: list[str] | None,
+    formats: list[str] | None,
     mean: str,
     std: str,
     seed: int,
@@ -63,6 +65,7 @@ def asked(
         eval_data=eval_data,
         recipe=wanted,
         images=images(mean, std),
+        formats=tuple(map(format_, formats or ())),
         constraints=tuple(constraint(text) for text in constraints or ()),
         seed=seed,
         name=name or Path(model).stem,
@@ -97,6 +100,16 @@ def role(text: str) -> tuple[str, str]:
     if not (name and equals and value):
         raise typer.BadParameter(f"{text!r} is not ROLE=MODEL, such as initial=untrained.onnx")
     return name, value
+
+
+def format_(text: str) -> Format:
+    """A format that the result can be written as."""
+    for known in get_args(Format):
+        if text == known:
+            return known  # type: ignore[no-any-return]
+    raise typer.BadParameter(
+        f"there is no format {text!r}; there are {', '.join(get_args(Format))}"
+    )
 
 
 def constraint(text: str) -> Constraint:

@@ -37,6 +37,7 @@ def run(asked: _inputs.Asked, out: Path, *, on_progress: Callable[[Progress], No
         "--out": str(out),
         "--recipe": asked.recipe.model_dump_json(),
         "--images": asked.images.model_dump_json(),
+        "--formats": json.dumps(asked.formats),
         "--constraints": json.dumps([c.model_dump(mode="json") for c in asked.constraints]),
         "--seed": str(asked.seed),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Iterator
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -13,7 +14,7 @@ from rich.text import Text
 
 from modelpress import _curves
 from modelpress.spec.constraint import ConstraintResult
-from modelpress.spec.report import Control, Latency, Quality, Report, Stage
+from modelpress.spec.report import Control, Latency, Quality, Report, Stage, Verification
 from modelpress.spec.state import Outcome
 
 WIDTH = 100
@@ -185,12 +186,23 @@ def _ending(report: Report) -> list[RenderableType]:
                 style="" if checked.ok else "red",
             )
         )
+        lines.extend(_torch(report, checked))
     if report.outcome is not None:
         colour, words = _OUTCOMES[report.outcome]
         lines.append(Text.assemble("outcome ", (words, f"bold {colour}")))
     if not report.complete:
         lines.append(Text("partial: the job has not finished these stages", style="yellow"))
     return lines
+
+
+def _torch(report: Report, checked: Verification) -> Iterator[RenderableType]:
+    """What became of the same network as a file of torch's."""
+    for artifact in report.artifacts:
+        if artifact.format == "pt2" and checked.pt2_max_abs_difference is not None:
+            yield Text(
+                f"{artifact.name}: {artifact.size_bytes:,} bytes, run by torch it differs from model.onnx "
+                f"by at most {checked.pt2_max_abs_difference:.2g}"
+            )
 
 
 def _count(number: int, noun: str) -> str:

@@ -24,6 +24,7 @@ def job(client: Client, asked: _inputs.Asked) -> Job:
         data=dataset(client, asked.data) if asked.data else None,
         eval_data=dataset(client, asked.eval_data) if asked.eval_data else None,
         images=asked.images,
+        formats=asked.formats,
         constraints=asked.constraints,
         seed=asked.seed,
         name=asked.name,

@@ -20,6 +20,7 @@ def body(
     eval_: str | None,
     models: Mapping[str, str] | None = None,
     images: Images | None = None,
+    formats: Iterable[str] = (),
     constraints: Iterable[Constraint | Mapping[str, Any]] = (),
     limits: Limits | None = None,
     seed: int = 0,
@@ -31,7 +32,7 @@ def body(
     return {
         **required,
         "constraints": [_plain(c) for c in constraints],
-        **_given(limits=limits, models=models),
+        **_given(limits=limits, models=models, formats=list(formats)),
     }
 
 

@@ -111,6 +111,14 @@ Constraints = Annotated[
         help="What must hold, such as accuracy:max_drop:0.01 or size_bytes:max_ratio:0.3; repeatable.",
     ),
 ]
+Formats = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--format",
+        metavar="FORMAT",
+        help="Also write the result as this: 'pt2' to run and train it in PyTorch; repeatable.",
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Seed of every random choice.", min=0)]
 Name = Annotated[str, typer.Option(help="A name for people; else that of the model.")]
 Mean = Annotated[str, typer.Option("--mean", help="Of images: mean of each channel, or of all.")]
@@ -128,6 +136,7 @@ def compress(
     eval_data: EvalFile = None,
     others: Others = None,
     constraint: Constraints = None,
+    format_: Formats = None,
     seed: Seed = 0,
     name: Name = "",
     mean: Mean = "0",
@@ -149,6 +158,7 @@ def compress(
         recipe,
         constraint,
         others=others,
+        formats=format_,
         mean=mean,
         std=std,
         seed=seed,
@@ -170,6 +180,7 @@ def submit(
     eval_data: EvalFile = None,
     others: Others = None,
     constraint: Constraints = None,
+    format_: Formats = None,
     seed: Seed = 0,
     name: Name = "",
     mean: Mean = "0",
@@ -186,6 +197,7 @@ def submit(
         recipe,
         constraint,
         others=others,
+        formats=format_,
         mean=mean,
         std=std,
         seed=seed,

@@ -229,6 +229,7 @@ class Client:
         data: str | Dataset | None = None,
         eval_data: str | Dataset | None = None,
         images: Images | None = None,
+        formats: Iterable[str] = (),
         constraints: Iterable[Constraint | Mapping[str, Any]] = (),
         limits: Limits | None = None,
         seed: int = 0,
@@ -244,6 +245,7 @@ class Client:
             data: What steps learn from and calibrate on.
             eval_data: What is measured on; without it a part of `data` is kept for that.
             images: How images become arrays.
+            formats: What the result is written as beside ONNX: 'pt2' to run and train it in PyTorch.
             constraints: What the result must satisfy.
             limits: When to give up.
             seed: Seed of every random choice.
@@ -261,6 +263,7 @@ class Client:
             eval_=_id_or_none(eval_data),
             models=_ids(models),
             images=images,
+            formats=formats,
             constraints=constraints,
             limits=limits,
             seed=seed,

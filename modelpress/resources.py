@@ -88,6 +88,7 @@ class Job(Identified):
     models: dict[str, str] = Field(default_factory=dict)
     data: Data | None = None
     recipe: Recipe | None = None
+    formats: tuple[str, ...] = ()
     constraints: tuple[Constraint, ...] = ()
     limits: Limits | None = None
     seed: int | None = None

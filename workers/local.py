@@ -21,7 +21,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from modelpress.spec import order
 from modelpress.spec.constraint import Constraint
-from modelpress.spec.job import Images, Limits, Role
+from modelpress.spec.job import Formats, Images, Limits, Role
 from modelpress.spec.recipe import Recipe
 from modelpress.spec.report import Report
 from modelpress.spec.state import Failure, FailureClass
@@ -30,6 +30,7 @@ from workers import attempt, sandbox
 REPORT = "report.json"
 _ZIP = b"PK\x03\x04"
 
+_FORMATS: TypeAdapter[Formats] = TypeAdapter(Formats)
 _CONSTRAINTS: TypeAdapter[tuple[Constraint, ...]] = TypeAdapter(tuple[Constraint, ...])
 _MODELS: TypeAdapter[dict[Role, Path]] = TypeAdapter(dict[Role, Path])
 
@@ -70,6 +71,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--recipe", type=Recipe.model_validate_json, required=True)
     parser.add_argument("--images", type=Images.model_validate_json, default=Images())
+    parser.add_argument("--formats", type=_FORMATS.validate_json, default=())
     parser.add_argument("--constraints", type=_CONSTRAINTS.validate_json, default=())
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(argv)
@@ -91,6 +93,7 @@ def _order(args: argparse.Namespace, jobdir: Path, stop: attempt.ShouldStop) -> 
             images=args.images,
         ),
         recipe=args.recipe,
+        formats=args.formats,
         constraints=args.constraints,
         seed=args.seed,
         sandbox=sandbox.level(),

@@ -118,6 +118,7 @@ def _compress_order(
             images=request.data.images,
         ),
         recipe=request.recipe,
+        formats=request.formats,
         constraints=request.constraints,
         seed=request.seed,
         device="cuda" if job.queue == "gpu" else "auto",

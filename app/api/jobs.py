@@ -12,7 +12,7 @@ from app import claims, errors, jobs, submissions
 from app.api.deps import Db, Me
 from app.tables import Attempt, Job
 from modelpress.spec.constraint import Constraint
-from modelpress.spec.job import Data, JobRequest, Limits
+from modelpress.spec.job import Data, Format, JobRequest, Limits
 from modelpress.spec.progress import Progress
 from modelpress.spec.recipe import Recipe
 from modelpress.spec.report import Report
@@ -57,6 +57,7 @@ class JobBody(BaseModel):
     models: dict[str, str] = Field(description="Ids of the other models, by role.")
     data: Data | None = Field(description="The datasets; null for inspections.")
     recipe: Recipe | None = Field(description="The recipe, names resolved; null for inspections.")
+    formats: tuple[Format, ...] = Field(description="What the result is written as.")
     constraints: tuple[Constraint, ...] = Field(description="What the result must satisfy.")
     limits: Limits = Field(description="When the job gives up.")
     seed: int = Field(description="Seed of every random choice.")
@@ -89,6 +90,7 @@ class JobBody(BaseModel):
             models=asked.models if asked else {},
             data=asked.data if asked else None,
             recipe=asked.recipe if asked else None,
+            formats=asked.formats if asked else (),
             constraints=asked.constraints if asked else (),
             limits=claims.limits_of(job),
             seed=asked.seed if asked else 0,

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+)
 
 from modelpress.spec import named
 from modelpress.spec.constraint import Constraint
 from modelpress.spec.recipe import Recipe
 
 GIB = 1 << 30
+
+Format = Literal["onnx", "pt2"]
 MAX_MODELS = 8
 
 Role = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
@@ -91,6 +100,14 @@ class Limits(BaseModel):
     )
 
 
+def _with_onnx(formats: tuple[Format, ...]) -> tuple[Format, ...]:
+    """ONNX first, and each format once: it is what is measured, whatever else is asked for."""
+    return tuple(dict.fromkeys(("onnx", *formats)))
+
+
+Formats = Annotated[tuple[Format, ...], AfterValidator(_with_onnx)]
+
+
 class JobRequest(BaseModel):
     """The body of POST /v1/jobs."""
 
@@ -106,6 +123,11 @@ class JobRequest(BaseModel):
     data: Data = Field(default=Data(), description="Which datasets to use.")
     recipe: RecipeOrName = Field(
         description="A recipe, or the name of one that GET /v1/recipes lists."
+    )
+    formats: Formats = Field(
+        default=("onnx",),
+        max_length=4,
+        description="What the result is written as: 'onnx' always, and 'pt2' to run and train it in PyTorch.",
     )
     constraints: tuple[Constraint, ...] = Field(
         default=(), max_length=16, description="What the result must satisfy."

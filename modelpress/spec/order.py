@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from modelpress.spec.constraint import Constraint
-from modelpress.spec.job import MAX_MODELS, Images, Role
+from modelpress.spec.job import Formats, MAX_MODELS, Images, Role
 from modelpress.spec.recipe import Recipe
 
 ORDER = "order.json"
@@ -25,6 +25,7 @@ FAILURE = "output/failure.json"
 INSPECTION = "output/inspection.json"
 CONVERTED = "output/converted.onnx"  # what an upload in another format became
 ARTIFACTS = "output/artifacts"
+ONNX, PT2 = "model.onnx", "model.pt2"  # of the artifacts
 
 EXIT_OK = 0
 EXIT_FAILED = 10  # failure.json says why
@@ -64,6 +65,7 @@ class CompressOrder(_Frozen):
     )
     data: OrderData = OrderData()
     recipe: Recipe
+    formats: Formats = ("onnx",)
     constraints: tuple[Constraint, ...] = ()
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"

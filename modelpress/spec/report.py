@@ -157,8 +157,8 @@ class ArtifactInfo(_Frozen):
     """A file the job made."""
 
     name: str = Field(description="File name, unique in the job.")
-    format: Literal["onnx", "npz"] = Field(
-        description="'onnx': runs in stock ONNX Runtime. 'npz': seed and mask of a supermask, from which its weights follow."
+    format: Literal["onnx", "pt2", "npz"] = Field(
+        description="'onnx': runs in stock ONNX Runtime. 'pt2': runs in stock torch. 'npz': seed and mask of a supermask, from which its weights follow."
     )
     size_bytes: int = Field(description="Bytes of the file.")
     sha256: str = Field(description="SHA-256 of the file, in hex.")
@@ -171,6 +171,10 @@ class Verification(_Frozen):
     samples: int = Field(description="Samples compared.")
     max_abs_difference: float = Field(description="Largest difference from the engine's outputs.")
     tolerance: float = Field(description="What was allowed.")
+    pt2_max_abs_difference: float | None = Field(
+        default=None,
+        description="Largest difference of model.pt2, run by torch, from model.onnx; null where it was not asked for.",
+    )
     message: str = Field(default="", description="What did not hold.")
 
 

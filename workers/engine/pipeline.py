@@ -20,7 +20,7 @@ from modelpress.spec.step import Step
 from workers.engine import context, data, formats, others, outbox, passes, probing
 from workers.engine.context import Context
 from workers.engine.errors import BadData
-from workers.engine.formats import inspection
+from workers.engine.formats import inspection, torch_save
 from workers.engine.gauge import Gauge, Performed
 from workers.engine.graph import Graph, verify
 from workers.engine.measure import environment
@@ -46,7 +46,7 @@ def compress(jobdir: Path) -> Report:
         graph, stage, files = _perform(job, gauge, graph, index, step, report.stages[-1])
         report = report.model_copy(update={"stages": (*report.stages, stage)})
         _finish_stage(job, report)
-    _keep_artifacts(job.jobdir, graph, files)
+    _keep_artifacts(job, gauge, graph, files)
     probing.write(job.jobdir, graph, before, gauge)
     return report
 
@@ -131,7 +131,7 @@ def _baseline(job: _Job) -> tuple[Gauge, Report]:
     Raises:
         BadModel: ONNX Runtime can't run the file, or it answers NaN.
         BadData: a label is none of the model's classes.
-        Unsupported: the engine computes the model differently from ONNX Runtime.
+        Unsupported: the engine computes the model differently from ONNX Runtime, or torch can't export it.
     """
     asked, ctx = job.asked, job.ctx
     original = job.jobdir / asked.model.path
@@ -139,6 +139,10 @@ def _baseline(job: _Job) -> tuple[Gauge, Report]:
         original, ctx.source, ctx.eval, threads=ctx.threads, seed=asked.seed, work=ctx.work
     )
     probing.check_reproduces(original, ctx.source, unmeasured)
+    if "pt2" in asked.formats:
+        torch_save.export(
+            ctx.source, probing.example(unmeasured)
+        )  # fails now rather than at the end
     gauge, stage = unmeasured.baseline(ctx.source, job.teller.tell)
     ctx.outputs.update(gauge.reference.outputs)
     if ctx.train is not None:
@@ -191,11 +195,17 @@ def _finish_stage(job: _Job, report: Report) -> None:
     job.teller.done(f"{stage.name}: {stage.size.file_bytes:,} bytes")
 
 
-def _keep_artifacts(jobdir: Path, graph: Graph, files: Iterable[Path]) -> None:
-    """Writes the last graph once more, as the same graph gives the same bytes, and what the last step left beside it."""
-    folder = jobdir / order.ARTIFACTS
+def _keep_artifacts(job: _Job, gauge: Gauge, graph: Graph, files: Iterable[Path]) -> None:
+    """Writes the last graph once more, as the same graph gives the same bytes, and what the last step left beside it.
+
+    Raises:
+        Unsupported: torch can't export the graph, where that was asked for.
+    """
+    folder = job.jobdir / order.ARTIFACTS
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    formats.save(graph, folder / "model.onnx")
+    formats.save(graph, folder / order.ONNX)
+    if "pt2" in job.asked.formats:
+        torch_save.save(graph, folder / order.PT2, probing.example(gauge))
     for path in files:
         shutil.copyfile(path, folder / path.name)

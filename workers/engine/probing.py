@@ -48,6 +48,11 @@ def check_reproduces(original: Path, source: Graph, gauge: Gauge) -> None:
         )
 
 
+def example(gauge: Gauge) -> Arrays:
+    """Inputs of a few samples, of the fixed batch where there is one."""
+    return _batch(gauge, _batch_sizes(gauge)[0])
+
+
 def write(jobdir: Path, graph: Graph, before: Graph, gauge: Gauge) -> None:
     """Leaves probes of the final graph for the verification.
 

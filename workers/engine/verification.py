@@ -6,8 +6,10 @@ python -m workers.engine verify JOBDIR
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import importlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,11 @@ from workers.engine import outbox, probes, verdict
 from workers.engine.errors import ExportMismatch
 from workers.engine.measure import session
 from workers.engine.probes import Arrays, Probe
+
+PT2 = "workers.engine.pt2_verification"
+"""Loaded by name where it is asked for: it loads torch."""
+
+_FORMATS: Mapping[str, Literal["onnx", "pt2", "npz"]] = {".pt2": "pt2", ".npz": "npz"}
 
 
 def verify_export(jobdir: Path) -> None:
@@ -31,6 +38,8 @@ def verify_export(jobdir: Path) -> None:
     teller = outbox.Teller(stages)
     teller.start(stages - 1, "verify", "loading the artifact in a fresh process")
     verification = check(jobdir, asked.threads)
+    if verification.ok and "pt2" in asked.formats:
+        verification = importlib.import_module(PT2).check(jobdir, asked.threads, verification)
     report = outbox.read_report(jobdir).model_copy(update={"verification": verification})
     outbox.write_report(jobdir, report)
     if not verification.ok:
@@ -51,12 +60,12 @@ def check(jobdir: Path, threads: int) -> Verification:
         ExportMismatch: ONNX Runtime refuses the artifact.
     """
     kept = probes.read(jobdir)
-    artifact = jobdir / order.ARTIFACTS / "model.onnx"
+    artifact = jobdir / order.ARTIFACTS / order.ONNX
     opened = session.open(artifact, threads=threads, raising=ExportMismatch)
     largest, problems = 0.0, []
     for run in kept.runs:
         outputs = dict(zip(opened.outputs, opened.run(run.inputs), strict=True))
-        difference, problem = _compare(outputs, run)
+        difference, problem = compare(outputs, run)
         largest = max(largest, difference)
         problems.append(problem)
     if not any(problems) and largest > kept.tolerance:
@@ -73,7 +82,7 @@ def check(jobdir: Path, threads: int) -> Verification:
     )
 
 
-def _compare(outputs: Arrays, run: Probe) -> tuple[float, str]:
+def compare(outputs: Arrays, run: Probe) -> tuple[float, str]:
     """Largest absolute difference of all outputs, and what can't be compared at all."""
     if set(outputs) != set(run.outputs):
         return 0.0, f"the outputs are {sorted(outputs)}, not {sorted(run.outputs)}"
@@ -112,7 +121,7 @@ def _artifacts(jobdir: Path) -> Iterator[ArtifactInfo]:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         yield ArtifactInfo(
             name=path.name,
-            format="npz" if path.suffix == ".npz" else "onnx",
+            format=_FORMATS.get(path.suffix, "onnx"),
             size_bytes=path.stat().st_size,
             sha256=digest,
         )

@@ -25,6 +25,9 @@ _BATCH = 3
 """Samples of the example: 1 and 2 are numbers that networks have of their own."""
 
 
+_ORIGINS = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node", "custom")
+
+
 class Network(nn.Module):
     """A graph as torch.export takes it: weights under their dotted names, inputs under theirs."""
 
@@ -48,7 +51,8 @@ class Network(nn.Module):
     def _own(self, name: str, value: ir.Value) -> None:
         assert value.const_value is not None
         tensor, role = tensors.from_ir(value.const_value).clone(), roles.role(value)
-        if role is roles.Role.CONSTANT and tensor.numel() <= HOST_ELEMENTS:
+        is_code = tensor.dtype in (torch.int8, torch.uint8)
+        if role is roles.Role.CONSTANT and not is_code and tensor.numel() <= HOST_ELEMENTS:
             self._numbers[name] = numbers.Numbers.of(tensor)
             return
         *path, last = _identifiers(name)
@@ -112,7 +116,7 @@ def export(graph: Graph, example: Mapping[str, np.ndarray]) -> ExportedProgram:
     free = {name: _free(value) for name, value in zip(names, graph.inputs, strict=True)}
     try:
         with quiet.quiet():
-            return torch.export.export(network, inputs, dynamic_shapes=free, strict=False)
+            exported = torch.export.export(network, inputs, dynamic_shapes=free, strict=False)
     except Exception as error:
         where = " ".join(getattr(error, "__notes__", [])[:1])
         raise Unsupported(
@@ -120,6 +124,17 @@ def export(graph: Graph, example: Mapping[str, np.ndarray]) -> ExportedProgram:
             layer=where,
             hint="ask for the format 'onnx' alone",
         ) from error
+    _forget_origins(exported)
+    return exported
+
+
+def _forget_origins(exported: ExportedProgram) -> None:
+    """Leaves out the example inputs, which are a pickle, and where in this code each node came from; in place."""
+    exported.example_inputs = None
+    for module in exported.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            for key in _ORIGINS:
+                node.meta.pop(key, None)
 
 
 def _named(forward: Any, names: Sequence[str]) -> Any:

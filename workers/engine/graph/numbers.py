@@ -18,6 +18,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 from workers.engine.graph import program, tensors
 from workers.engine.graph.ops import Call
 
+_SLICE: Any = torch.ops.aten.slice.Tensor
+_CHOOSE: Any = torch.sym_ite
+
 
 class Numbers:
     """A small host value: `array` holds Python numbers or torch.SymInt, `dtype` is the tensor's it stands for."""
@@ -65,7 +68,10 @@ class Numbers:
 
     def tensor(self) -> torch.Tensor:
         """The same as a tensor; the free sizes stay free."""
-        return torch.tensor(self.tolist(), dtype=self.dtype)
+        if self.is_symbolic:
+            return torch.tensor(self.tolist(), dtype=self.dtype)
+        with _disable_current_modes():  # so that torch.export sees a constant, not how it is made
+            return torch.tensor(self.tolist(), dtype=self.dtype).reshape(self.shape)
 
     @staticmethod
     def of(tensor: torch.Tensor) -> Numbers:
@@ -154,7 +160,7 @@ def _cast(x: Numbers, *, to: int, **_: Any) -> Numbers:
     dtype = tensors.dtype_of(ir.DataType(to))
     if dtype.is_floating_point == x.dtype.is_floating_point:
         return Numbers(x.array, dtype)
-    turn = torch.sym_float if dtype.is_floating_point else torch.sym_int
+    turn: Any = torch.sym_float if dtype.is_floating_point else torch.sym_int
     return Numbers(_array([turn(e) for e in x.array.flat], x.shape), dtype)
 
 
@@ -210,7 +216,7 @@ def _product(x: Numbers, axes: Numbers | None = None, *, keepdims: int = 1, **_:
 
 def _where(condition: Any, a: Any, b: Any) -> Any:
     return (
-        torch.sym_ite(condition, a, b)
+        _CHOOSE(condition, a, b)
         if isinstance(condition, torch.SymBool)
         else (a if condition else b)
     )
@@ -266,7 +272,8 @@ def _slice_tensor(
 def _slice_axis(x: torch.Tensor, begin: int, end: int, axis: int, stride: int) -> torch.Tensor:
     """Backwards, an axis of fixed size becomes a list of places."""
     if stride > 0:
-        return torch.ops.aten.slice.Tensor(x, axis, begin, end, stride)  # type: ignore[no-any-return]
+        sliced: torch.Tensor = _SLICE(x, axis, begin, end, stride)
+        return sliced
     places = list(range(*slice(begin, end, stride).indices(x.shape[axis])))
     return x.index_select(axis, torch.tensor(places, dtype=torch.int64))
 

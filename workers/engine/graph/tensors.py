@@ -125,6 +125,10 @@ def to_numpy(tensor: torch.Tensor, data_type: ir.DataType | None = None) -> np.n
     return host.numpy()
 
 
+_FREE: Any = torch.SymInt
+"""To mypy a SymInt is no int; to torch it is one wherever a size is."""
+
+
 class Elements(Protocol):
     """What can be read as host numbers: a tensor, or numbers that torch.export looks at."""
 
@@ -138,4 +142,4 @@ class Elements(Protocol):
 def ints(elements: Elements) -> list[int]:
     """The elements of a shape-like operand as host integers; free sizes of torch.export stay free."""
     listed = elements.reshape(-1).tolist()
-    return [e if isinstance(e, torch.SymInt) else int(e) for e in listed]
+    return [element if isinstance(element, _FREE) else int(element) for element in listed]
