@@ -30,7 +30,17 @@ VARIANTS: dict[str, Step] = {
     "prune.channels": STEPS["prune.channels"](fraction=0.5),
     "prune.channels/global": STEPS["prune.channels"](fraction=0.4, scope="global", criterion="l1"),
     "prune.channels/taylor": STEPS["prune.channels"](
-        macs_ratio=1.5, rounds=2, criterion="taylor", fine_tune=FineTune(epochs=1, batch_size=16)
+        macs_ratio=1.5,
+        round_to=1,
+        rounds=2,
+        criterion="taylor",
+        fine_tune=FineTune(epochs=1, batch_size=16),
+    ),
+    "prune.lottery": STEPS["prune.lottery"](
+        rounds=2,
+        rate=0.4,
+        training={"epochs": 1, "batch_size": 24},
+        controls={"random_reinit": False},
     ),
     "prune.supermask": STEPS["prune.supermask"](draws=2, training={"epochs": 1}),
     "prune.supermask/random": STEPS["prune.supermask"](
@@ -127,6 +137,15 @@ def check_effect(step: Step, source: Graph, data: bytes) -> None:
     elif step.kind == "prune.magnitude":
         zeros = sum(int((w == 0).sum()) for w in layers)
         assert zeros == pytest.approx(step.sparsity * sum(w.size for w in layers), abs=len(layers))
+    elif step.kind == "prune.lottery":
+        reached = [float((w == 0).mean()) for w in layers]
+        goals = (
+            1 - 0.6**2,
+            1 - 0.8**2,
+            0,
+        )  # of most layers, of the output layer, of what is no layer
+        assert all(any(abs(r - goal) < 0.02 for goal in goals) for r in reached)
+        assert max(reached) > 0.6
     elif step.kind == "prune.supermask":
         assert all(0.1 < (w != 0).mean() < 0.9 for w in layers)
     elif step.kind == "prune.channels":

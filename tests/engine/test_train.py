@@ -62,6 +62,28 @@ def state(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
+def test_skipped_steps_count_as_done(surroundings) -> None:
+    samples = classes(100, (64,))
+    whole, rest = (_seen(surroundings(), samples, skip=skip) for skip in (0, 6))
+    assert len(whole) == 3 * train.steps_in_epoch(samples, TUNE) == 12
+    assert all(torch.equal(a, b) for a, b in zip(whole[6:], rest, strict=True))
+
+
+def _seen(ctx: Context, samples: data.Dataset, skip: int) -> list[torch.Tensor]:
+    """The inputs of each batch that a module is trained on."""
+    seen: list[torch.Tensor] = []
+
+    def loss(batch: losses.Batch) -> torch.Tensor:
+        seen.append(batch.inputs[0].clone())
+        return losses.cross_entropy(batch)
+
+    module = execute.as_module(ctx.source)
+    log = train.fit(module, samples, TUNE, ctx, loss=loss, skip=skip)
+    assert len(log.losses) == 3 - skip // 4
+    assert all(0.5 < value < 4 for value in log.losses)
+    return seen
+
+
 @pytest.mark.parametrize(
     ("net", "shape"),
     [
