@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from PIL import Image
 
-from modelpress.spec import order
+from modelpress.spec import order, recipe
 from modelpress.spec.inspection import DatasetInspection, ModelInspection
 from modelpress.spec.job import Limits
 from modelpress.spec.progress import Progress
@@ -70,6 +70,10 @@ def test_model_is_inspected_inside(jobdir: Path) -> None:
     ended = inspect(jobdir, "model", "model.onnx")
     assert ended.how == "succeeded", (ended.failure, ended.log_tail)
     assert isinstance(ended.inspection, ModelInspection)
+    asked = ended.inspection.capabilities
+    assert {k for family in asked.values() for k, step in family.steps.items() if step.ok} == set(
+        recipe.STEPS
+    )
 
 
 def test_images_are_decoded_inside(jobdir: Path) -> None:
