@@ -134,21 +134,25 @@ def score():
     found = Score()
     whole = {case.name: case for case in cases()}
     for name, case in whole.items():
-        known = whole.get(re.sub("_expanded.*", "", name), case)
-        node = known.model.graph.node[-1]
-        operator = ops.key(node.domain, node.op_type)
-        kind = family(operator)
+        tested = operator(whole.get(re.sub("_expanded.*", "", name), case))
+        kind = family(tested)
         found.cases[kind] += 1
         if (why := failure(case)) is None:
             found.passed[kind] += 1
         else:
-            found.failed[operator].append(why)
+            found.failed[tested].append(why)
     return found
 
 
-def family(operator):
-    """The file of the operator; what has none is out."""
-    known = ops.TABLE.get(REWRITTEN.get(operator, operator))
+def operator(case):
+    """The operator of a case; of several nodes the last one's."""
+    node = case.model.graph.node[-1]
+    return ops.key(node.domain, node.op_type)
+
+
+def family(name):
+    """The file of an operator; what has none is out."""
+    known = ops.TABLE.get(REWRITTEN.get(name, name))
     return "out" if known is None else known.compute.__module__.rpartition(".")[2]
 
 
@@ -162,17 +166,17 @@ def table(found):
         f"| {found.cases.total():,} |",
     ]
     for kind in [*sorted(set(found.cases) - {"out"}), "out"]:
-        name = "operators that are out" if kind == "out" else kind.replace("_", " ")
+        label = "operators that are out" if kind == "out" else kind.replace("_", " ")
         blank = " | ".join([""] * len(PEERS))
-        lines.append(f"| {name} | {found.passed[kind]:,} | {blank} | {found.cases[kind]:,} |")
+        lines.append(f"| {label} | {found.passed[kind]:,} | {blank} | {found.cases[kind]:,} |")
     lines += ["", "The operators of each family:", ""]
     for kind in sorted(set(map(family, ops.TABLE))):
         names = ", ".join(f"`{name}`" for name in sorted(ops.TABLE) if family(name) == kind)
         lines.append(f"- {kind.replace('_', ' ')}: {names}")
     lines += ["", "| Out | Cases | Reason |", "|---|---:|---|"]
     lines += [
-        f"| `{operator}` | {len(found.failed[operator])} | {OUT.get(operator, '?')} |"
-        for operator in sorted(found.failed)
+        f"| `{name}` | {len(found.failed[name])} | {OUT.get(name, '?')} |"
+        for name in sorted(found.failed)
     ]
     return "\n".join(lines)
 
