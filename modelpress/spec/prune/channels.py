@@ -11,7 +11,10 @@ from modelpress.spec.prune._controls import Controls
 from modelpress.spec.step import FineTune, Step
 
 TARGETS = ("fraction", "macs_ratio", "parameters_ratio", "latency_ratio")
+BLOCK = 8
+"""Channels that ONNX Runtime's convolutions take together."""
 
+_OF_SPEED = ("macs_ratio", "latency_ratio")
 _OF_LOSS = ("taylor",)
 _OF_ACTIVATIONS = ("activation",)
 
@@ -115,12 +118,13 @@ class PruneChannels(Step):
         lt=1,
         description="No layer loses more than this fraction, over all rounds.",
     )
-    round_to: int = Field(
-        default=1,
+    round_to: int | None = Field(
+        default=None,
         ge=1,
         le=1024,
-        description="Keep a multiple of so many channels in each layer, as hardware likes it; removes fewer where needed. "
-        "Narrower layers stay.",
+        description="Keep a multiple of so many channels in each layer; removes fewer where needed, and none of narrower layers. "
+        "Null is 8 where macs_ratio or latency_ratio is the target, since ONNX Runtime's convolutions work on blocks of 8 "
+        "channels and are slow beside them, and 1 otherwise.",
     )
     min_channels: int = Field(
         default=1, ge=1, le=65536, description="No layer is left with fewer channels."
@@ -158,6 +162,13 @@ class PruneChannels(Step):
     def target(self) -> tuple[str, float]:
         """The name of the one target, and its value."""
         return next((name, getattr(self, name)) for name in TARGETS if getattr(self, name))
+
+    @property
+    def multiple(self) -> int:
+        """What round_to is, where none is given that of the target."""
+        if self.round_to is not None:
+            return self.round_to
+        return BLOCK if self.target[0] in _OF_SPEED else 1
 
     @model_validator(mode="after")
     def _one_target(self) -> Self:

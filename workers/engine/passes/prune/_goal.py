@@ -83,7 +83,7 @@ class Goal:
         if not removed.any() and now.rounds == 1:
             raise NothingChanged(
                 f"fraction {self.asked:g} removes no channel: layers are too narrow for it, or for "
-                f"round_to {self.step.round_to} and min_channels {self.step.min_channels}",
+                f"round_to {self.step.multiple} and min_channels {self.step.min_channels}",
                 hint="ask for a larger fraction or a smaller round_to",
             )
         return removed
@@ -132,7 +132,7 @@ class Goal:
         step = self.step
         limits = (
             f"{self.name} {self.asked:g} can't be reached: at most {reached:.3g} with max_layer_fraction "
-            f"{step.max_layer_fraction}, round_to {step.round_to} and min_channels {step.min_channels}{self.limits}"
+            f"{step.max_layer_fraction}, round_to {step.multiple} and min_channels {step.min_channels}{self.limits}"
         )
         if not step.best_effort or reached <= 1.0:
             raise Unsupported(

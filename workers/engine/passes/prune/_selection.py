@@ -147,7 +147,7 @@ def _structure(graph: Graph, family: Family) -> tuple[tuple[str, int, int], ...]
 def _allowed(family: Family, count: int, step: PruneChannels) -> int:
     """How many of these may go so that the rest is no less than min_channels, and a multiple of round_to."""
     total = len(family.classes)
-    unit = step.round_to // math.gcd(step.round_to, family.width)
+    unit = step.multiple // math.gcd(step.multiple, family.width)
     kept = max(total - count, math.ceil(step.min_channels / family.width), 1)
     kept = math.ceil(kept / unit) * unit
     return max(0, total - kept)
