@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from modelpress.spec.constraint import Constraint
-from modelpress.spec.job import Formats, MAX_MODELS, Images, Role
+from modelpress.spec.job import MAX_MODELS, Formats, Images, Role
 from modelpress.spec.recipe import Recipe
 
 ORDER = "order.json"
