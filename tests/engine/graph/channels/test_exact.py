@@ -124,3 +124,17 @@ def test_cost_is_foretold(name, tmp_path):
     channels.surgery.remove(graph, plan, removed, sizes)
     assert cost.macs == sum(shapes.macs(graph, sizes).values())
     assert cost.parameters == sum(w.size for w in graph.parameters().values())
+
+
+def test_later_rounds_choose_what_the_first_did(tmp_path):
+    """Heads were wider than many; what is left of them is narrower, and is still what goes."""
+    graph = loaded(token_nets.attention_separate(), tmp_path)
+    sizes = shapes.example_shapes(graph, 1)
+    plan = channels.plan.make(graph, sizes)
+    channels.surgery.remove(graph, plan, half(plan), sizes)
+    again = channels.plan.again(graph, sizes, plan)
+    assert [f.axes for f in again.families] == [f.axes for f in plan.families]
+    assert [len(f.classes) for f in again.families] == [8, 3, 3]
+    assert [f.axes for f in channels.plan.make(graph, sizes).families] != [
+        f.axes for f in plan.families
+    ]

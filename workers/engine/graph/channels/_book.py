@@ -56,9 +56,11 @@ class Book:
     graph: Graph
     keeps_statistics: bool = False
     """Whether channels that a statistic is over must stay."""
-    labels: Labels = field(default_factory=Labels)
     kept_axes: Mapping[str, int] = field(default_factory=dict)
     """Of nodes that spread channels over several axes, the one along which they stay apart; of the others the longest does."""
+    labels: Labels = field(default_factory=Labels)
+    chosen_axes: dict[str, int] = field(default_factory=dict)
+    """The same of all nodes that channels were followed through: a later plan that is told them chooses the same."""
     shadows: dict[str, Shadow] = field(default_factory=dict)
     """Of values that nodes make, by name."""
     axes: dict[str, dict[int, Tensor]] = field(default_factory=dict)
@@ -94,6 +96,11 @@ class Node:
     def kept_axis(self) -> int:
         """The axis along which channels stay apart, where that was asked for; -1 otherwise."""
         return self.book.kept_axes.get(self.step.name, -1)
+
+    def choose(self, axis: int) -> None:
+        """Writes down along which axis of the result channels stay apart."""
+        if axis >= 0:
+            self.book.chosen_axes[self.step.name] = axis
 
     @property
     def kind(self) -> str:

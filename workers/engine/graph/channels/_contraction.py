@@ -120,7 +120,10 @@ def contract(node: Node, terms: Sequence[str], out: str) -> Shadow:
                 node.book.labels.pin(
                     vector, f"{node.title} leads it to an axis that is not followed"
                 )
-    return _shadow.lined(shape, out.index(followed), found) if followed else _shadow.blank(shape)
+    if not followed:
+        return _shadow.blank(shape)
+    node.choose(out.index(followed))
+    return _shadow.lined(shape, out.index(followed), found)
 
 
 def _followed(node: Node, terms: Sequence[str], out: str) -> str:

@@ -73,7 +73,9 @@ def movement(node: Node) -> list[Shadow]:
         for slot, operand in enumerate(node.operands)
     ]
     labels, axis = node.book.labels, node.kept_axis
-    return [_shadow.close(full, labels, axis) for full in _rerun(node, operands)]
+    closed = [_shadow.close(full, labels, axis) for full in _rerun(node, operands)]
+    node.choose(max(shadow.axis for shadow in closed))
+    return closed
 
 
 def _rerun(node: Node, operands: Sequence[Tensor]) -> tuple[Tensor, ...]:

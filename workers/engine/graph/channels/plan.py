@@ -141,8 +141,18 @@ def make(
     axes = _axes(plan, sites, attention)
     if all(_kept_axis(plan, cut) == axes[cut.node] for site in sites for cut in site):
         return plan
-    other = _followed(Book(graph, keeps, kept_axes=axes), input_shapes)
+    other = _followed(Book(graph, keeps, axes), input_shapes)
     return plan if attention == "auto" and _freed(other) <= _freed(plan) else other
+
+
+def again(graph: Graph, input_shapes: shapes.Shapes, before: Plan) -> Plan:
+    """The plan of a graph that has lost channels since `before`: what was chosen then is chosen again.
+
+    Raises:
+        BadModel: shapes do not fit each other, or depend on the data.
+    """
+    book = before.flow.book
+    return _followed(Book(graph, book.keeps_statistics, book.chosen_axes), input_shapes)
 
 
 def _followed(book: Book, input_shapes: shapes.Shapes) -> Plan:
