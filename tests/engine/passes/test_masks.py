@@ -102,6 +102,15 @@ def test_exactly_n_of_each_m_are_kept(values, axis):
     assert (groups.sum(axis=1) == 2).all()
 
 
+def test_ties_within_groups_are_broken_by_the_seed():
+    scores, nothing = np.ones((1, 400)), np.zeros((1, 400), bool)
+    first, again, other = (
+        masks.in_groups(scores, nothing, 2, rng(s), axis=1, size=4) for s in (1, 1, 2)
+    )
+    assert (first == again).all()
+    assert (first != other).any()
+
+
 def test_groups_are_consecutive_along_the_axis():
     scores = np.array([[1.0, 9.0], [8.0, 2.0], [7.0, 3.0], [6.0, 4.0]])
     nothing = np.zeros(scores.shape, bool)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -13,7 +14,7 @@ from workers.engine import formats, passes, pipeline, verification
 from workers.engine.data import dataset
 from workers.engine.errors import NothingChanged
 from workers.engine.graph import execute, match
-from workers.engine.passes.prune import _seeded
+from workers.engine.passes.prune import _seeded, supermask
 from workers.engine.passes.prune._seeded import Drawn, Seeded
 from workers.engine.passes.prune.supermask import Masked
 
@@ -159,6 +160,32 @@ def test_artifact_has_the_mask_of_lowest_training_loss(tmp_path):
         torch.from_numpy(logits), torch.from_numpy(train.labels)
     )
     assert f"{float(loss):.4g}" in note
+
+
+def test_the_mask_of_lowest_training_loss_is_chosen(tmp_path):
+    graph = one_layer(tmp_path)
+    x = np.random.default_rng(0).normal(size=(30, 6)).astype(np.float32)
+    labels = (x @ graph.weight("w")).argmax(1)
+    made = dataset.with_columns([("x", dataset.ArrayColumn(x, x.dtype))], 30)
+    ctx = jobs.context_of(graph, tmp_path, dataset.Dataset(made.columns, made.rows, labels=labels))
+    unmasked = Seeded(Drawn(1, False), False, {})
+    kept = [np.zeros((6, 3), bool), np.ones((6, 3), bool), np.eye(6, 3, dtype=bool)]
+    candidates = [
+        supermask.Candidate(f"mask {i}", dataclasses.replace(unmasked, masks={"w": mask}))
+        for i, mask in enumerate(kept)
+    ]
+    module = masked(graph, rescale=False)
+    best, result = supermask.choose(graph, module, iter(candidates), ctx)
+    assert best is candidates[1].seeded
+    assert (result.weight("w") == Drawn(1, False).graph(graph).weight("w")).all()
+
+
+def test_artifact_has_the_statistics_of_its_training(tmp_path):
+    model, graph = jobs.load("plain_cnn", tmp_path)
+    result, _ = learn(graph, tmp_path, jobs.dataset_of(model))
+    found = _seeded.statistics(result)
+    assert found
+    assert all(len(np.unique(statistic)) > 2 for statistic in found.values())
 
 
 def test_job_leaves_a_file_that_gives_the_weights_of_the_artifact_back(tmp_path):

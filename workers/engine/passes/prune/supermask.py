@@ -53,7 +53,7 @@ def apply(graph: Graph, step: PruneSupermask, ctx: Context) -> Graph:
     ctx.note(f"loss {log.losses[0]:.4g} in the first epoch, {log.losses[-1]:.4g} in the last")
     execute.write_back(module.network, dense)
     found = _candidates(module, Seeded(drawn, step.rescale, {}, _seeded.statistics(dense)), step)
-    best, result = _choose(graph, module, found, ctx)
+    best, result = choose(graph, module, found, ctx)
     _cover(best, ctx)
     _keep(best, result, ctx)
     return result
@@ -111,7 +111,9 @@ class Masked(nn.Module):
 
 
 @dataclass(frozen=True)
-class _Candidate:
+class Candidate:
+    """A mask that the artifact could have, and how it does."""
+
     name: str
     seeded: Seeded
     loss: float = math.inf
@@ -143,15 +145,15 @@ def _maskable(graph: Graph, step: PruneSupermask, ctx: Context) -> list[str]:
     return list(names)
 
 
-def _candidates(module: Masked, unmasked: Seeded, step: PruneSupermask) -> Iterator[_Candidate]:
+def _candidates(module: Masked, unmasked: Seeded, step: PruneSupermask) -> Iterator[Candidate]:
     masks = {"the likeliest mask": module.likeliest()}
     masks |= {f"draw {i} of {step.draws}": module.sample() for i in range(1, step.draws + 1)}
     for name, mask in masks.items():
-        yield _Candidate(name, replace(unmasked, masks=mask))
+        yield Candidate(name, replace(unmasked, masks=mask))
 
 
-def _choose(
-    graph: Graph, module: Masked, candidates: Iterator[_Candidate], ctx: Context
+def choose(
+    graph: Graph, module: Masked, candidates: Iterator[Candidate], ctx: Context
 ) -> tuple[Seeded, Graph]:
     """The mask of lowest training loss and its network; notes how the draws did on the eval split."""
     measured = []
@@ -193,7 +195,7 @@ class _One(nn.Module):
         return self._masked.run(self._masks, inputs)
 
 
-def _record(draws: list[_Candidate], ctx: Context) -> None:
+def _record(draws: list[Candidate], ctx: Context) -> None:
     """The mean over the draws on the eval split, as the paper reports it."""
     found = [draw.accuracy for draw in draws if draw.accuracy is not None]
     if not found:
