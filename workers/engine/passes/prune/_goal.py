@@ -91,7 +91,7 @@ class Goal:
     def _cheapest(self, graph: Graph, candidates: Candidates, wanted: float) -> Found:
         ratio = self._ratio(graph, candidates.plan)
         most = self.step.max_layer_fraction
-        return _search.cheapest(candidates.choose, ratio, wanted, most, candidates.spared)
+        return _search.cheapest(candidates.choose, ratio, wanted, most, candidates.blocks)
 
     def _by_clock(self, graph: Graph, candidates: Candidates, ctx: Context) -> Removed:
         most = self._cheapest(graph, candidates, float("inf")).ratio

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 from workers.engine.graph.channels.plan import Removed
+from workers.engine.passes.prune._selection import Classes
 
 Ratio = Callable[[Removed], float]
 """How many times cheaper the network is without these channels."""
@@ -14,6 +15,7 @@ Ratio = Callable[[Removed], float]
 TOLERANCE = 1.005
 """A ratio up to so far above the one asked for is no reason to search on."""
 MOST_TIMINGS = 8
+_MOST_BLOCKS = 100
 _STEPS = 14
 """Halvings of the search: the fraction is found to 0.01 %."""
 _ENOUGH = 1.05
@@ -55,7 +57,7 @@ def cheapest(
     ratio: Ratio,
     wanted: float,
     most: float,
-    spared: Callable[[Removed, Removed], Iterable[Removed]],
+    blocks: Callable[[Removed], Sequence[tuple[Hashable, Classes]]],
 ) -> Found:
     """The least that must go for `ratio` to be at least `wanted`; what goes at fraction `most` where that is not enough.
 
@@ -64,11 +66,11 @@ def cheapest(
         ratio: Measures it.
         wanted: The ratio wanted.
         most: The largest fraction to try.
-        spared: Parts of the first that the second keeps; of the found, those stay that the ratio can spare.
+        blocks: Answers parts of what goes, each with the layer it is of, in the order in which they come back if they can.
     """
-    more, less = _at(choose, ratio, most), _at(choose, ratio, 0.0)
-    if less.ratio >= wanted or more.ratio < wanted:
-        return less if less.ratio >= wanted else more
+    more, least = _at(choose, ratio, most), _at(choose, ratio, 0.0)
+    if least.ratio >= wanted or more.ratio < wanted:
+        return least if least.ratio >= wanted else more
     low, high = 0.0, most
     for _ in range(_STEPS):
         if more.ratio <= wanted * TOLERANCE:
@@ -78,8 +80,8 @@ def cheapest(
         if found.ratio >= wanted:
             more, high = found, middle
         else:
-            less, low = found, middle
-    return _without_surplus(more, ratio, wanted, spared(more.removed, less.removed))
+            low = middle
+    return _without_surplus(more, ratio, wanted, blocks(more.removed))
 
 
 def fastest(
@@ -122,14 +124,21 @@ def _at(choose: Callable[[float], Removed], ratio: Ratio, fraction: float) -> Fo
     return Found(removed, ratio(removed))
 
 
-def _without_surplus(found: Found, ratio: Ratio, wanted: float, spared: Iterable[Removed]) -> Found:
-    """Takes less where rounding to whole layers took more than was wanted."""
-    for back in spared:
+def _without_surplus(
+    found: Found, ratio: Ratio, wanted: float, blocks: Sequence[tuple[Hashable, Classes]]
+) -> Found:
+    """Takes less where the last step of the fraction, of whole blocks in several layers, took more than was wanted."""
+    full: set[Hashable] = set()
+    for layer, block in blocks[:_MOST_BLOCKS]:
+        if layer in full or found.ratio <= wanted * TOLERANCE:
+            continue
         removed = found.removed.copy()
-        removed[back] = False
-        reached = ratio(removed)
-        if reached >= wanted:
-            found = Found(removed, reached)
+        removed[block] = False
+        fewer = Found(removed, ratio(removed))
+        if fewer.ratio >= wanted:
+            found = fewer
+        else:
+            full.add(layer)
     return found
 
 

@@ -17,8 +17,8 @@ from workers.engine.passes.prune._importance import Scores
 Axes = tuple[tuple[str, int], ...]
 """Weights and axes that a family touches: what it is known by from round to round."""
 
-Order = npt.NDArray[np.int64]
-"""[classes]: which of two classes of equal worth goes first."""
+Classes = npt.NDArray[np.int64]
+"""Numbers of classes."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class Candidates:
     plan: Plan
     members: Sequence[Member]
     scores: Scores
-    ties: Order
+    ties: Classes
+    """[classes]: which of two of equal worth goes first."""
     step: PruneChannels
     done: float
     """The share of the rounds that is over after this one: so much of an own fraction has gone then."""
@@ -59,19 +60,24 @@ class Candidates:
             removed[lowest[: _allowed(member.family, len(lowest), self.step)]] = True
         return self.plan.spare(removed, self.scores, self.step.min_channels)
 
-    def spared(self, more: Removed, less: Removed) -> Iterator[Removed]:
-        """`more`, each time with the classes of one layer as in `less`: the layer first whose loss is worth most."""
-        layers = [m.family.classes for m in self.members]
-        differ = [classes[more[classes] & ~less[classes]] for classes in layers]
-        worth = [
-            self.scores[extra].sum() / _mean(self.scores[classes])
-            for extra, classes in zip(differ, layers, strict=True)
-        ]
-        for at in np.argsort(-np.array(worth), kind="stable"):
-            if differ[at].size:
-                yield differ[at]
+    def blocks(self, removed: Removed) -> list[tuple[Axes, Classes]]:
+        """What goes, in blocks that can come back one by one: the worthiest first. Own fractions are not to be changed.
 
-    def _lowest(self, fraction: float) -> Iterator[tuple[Member, npt.NDArray[np.int64]]]:
+        A layer comes back block by block, each of as many classes as round_to allows.
+        """
+        found: list[tuple[float, Axes, Classes]] = []
+        for member in self.members:
+            classes = self._ranked(member)[::-1]
+            gone, unit = classes[removed[classes]], _unit(member.family, self.step)
+            mean = _mean(self.scores[classes])
+            if member.own is None:
+                for start in range(0, len(gone), unit):
+                    block = gone[start : start + unit]
+                    worth = float(self.scores[block].mean()) / mean
+                    found.append((worth, member.family.axes, block))
+        return [(axes, block) for _, axes, block in sorted(found, key=lambda b: -b[0])]
+
+    def _lowest(self, fraction: float) -> Iterator[tuple[Member, Classes]]:
         """Each layer's classes that are among the lowest of those it is ranked with, lowest first."""
         for member in self.members:
             if member.own is not None:
@@ -81,7 +87,7 @@ class Candidates:
         for group in _groups(self.plan.flow.book.graph, others, self.step.scope):
             yield from zip(group, self._lowest_of(group, fraction), strict=True)
 
-    def _lowest_of(self, group: Sequence[Member], fraction: float) -> list[npt.NDArray[np.int64]]:
+    def _lowest_of(self, group: Sequence[Member], fraction: float) -> list[Classes]:
         """Scores are divided by their mean in the family, so that layers of many weights are not worth more for that alone."""
         cap = self.step.max_layer_fraction
         capped = [self._ranked(m)[: max(_count(cap, m.total) - m.gone, 0)] for m in group]
@@ -96,7 +102,7 @@ class Candidates:
         parts = np.split(chosen, np.cumsum([len(classes) for classes in capped])[:-1])
         return [classes[part] for classes, part in zip(capped, parts, strict=True)]
 
-    def _ranked(self, member: Member) -> npt.NDArray[np.int64]:
+    def _ranked(self, member: Member) -> Classes:
         classes = member.family.classes
         return classes[np.lexsort((self.ties[classes], self.scores[classes]))]
 
@@ -147,7 +153,12 @@ def _structure(graph: Graph, family: Family) -> tuple[tuple[str, int, int], ...]
 def _allowed(family: Family, count: int, step: PruneChannels) -> int:
     """How many of these may go so that the rest is no less than min_channels, and a multiple of round_to."""
     total = len(family.classes)
-    unit = step.multiple // math.gcd(step.multiple, family.width)
+    unit = _unit(family, step)
     kept = max(total - count, math.ceil(step.min_channels / family.width), 1)
     kept = math.ceil(kept / unit) * unit
     return max(0, total - kept)
+
+
+def _unit(family: Family, step: PruneChannels) -> int:
+    """Classes that go together where a multiple of round_to is kept."""
+    return step.multiple // math.gcd(step.multiple, family.width)
