@@ -126,6 +126,16 @@ class PruneChannels(Step):
         "Null is 8 where macs_ratio or latency_ratio is the target, since ONNX Runtime's convolutions work on blocks of 8 "
         "channels and are slow beside them, and 1 otherwise.",
     )
+    attention: Literal["auto", "heads", "width"] = Field(
+        default="auto",
+        description="What goes inside attention: whole heads, the same places of all heads of a layer, or of both what is more. "
+        "The scale of the scores stays. A second step takes the other. The width of the stream around it goes in any case.",
+    )
+    normalized: Literal["narrow", "keep"] = Field(
+        default="narrow",
+        description="Channels that a layer normalization or another statistic is over: they may go, and it is then over those that "
+        "are left, so the function changes even where they were zero; or all of them are kept.",
+    )
     min_channels: int = Field(
         default=1, ge=1, le=65536, description="No layer is left with fewer channels."
     )

@@ -85,6 +85,11 @@ class Plan:
         found = [self.classes.reasons.get(c, "") for c in np.unique(self.axes[name, axis]).tolist()]
         return next((reason for reason in found if reason), "")
 
+    @property
+    def statistics(self) -> dict[str, int]:
+        """Nodes with a statistic over channels, and over how many it is."""
+        return {s.title: s.labels.numel() for s in self.flow.book.statistics}
+
     def narrowed(self, removed: Removed) -> list[tuple[str, int, int]]:
         """Nodes whose statistics are over fewer channels then: the node, how many they were over, how many they are.
 

@@ -133,6 +133,17 @@ def _note_channels(totals: Mapping[Axes, int], left: Plan, ctx: Context) -> None
     ctx.note(f"{whole - now:,} of {whole:,} channels that may go are gone ({1 - now / whole:.1%})")
 
 
+def note_statistics(plan: Plan, left: Plan, ctx: Context) -> None:
+    """Says which statistics are over fewer channels now (docs/adr/0009)."""
+    was, now = plan.statistics, left.statistics
+    narrower = [f"{n} over {now.get(n, 1)} of {was[n]}" for n in was if now.get(n, 1) < was[n]]
+    if narrower:
+        ctx.note(
+            f"statistics are over fewer channels, which changes what the network computes even where those were zero: "
+            f"{_joined(narrower)}; normalized = 'keep' keeps them"
+        )
+
+
 def _change(was: tuple[int, ...], now: tuple[int, ...], out_axis: int, in_axis: int) -> str:
     """'64 -> 32 channels, 16 -> 8 inputs'; what stays is left out."""
     parts = []

@@ -70,7 +70,7 @@ def apply(graph: Graph, step: PruneChannels, ctx: Context) -> Graph:
     _weights.turn(graph)
     input_shapes = _input_shapes(graph, ctx)
     before = _layers.Before.of(graph)
-    plan = channels.plan.make(graph, input_shapes)
+    plan = _plan(graph, step, input_shapes)
     reasons = _layers.reasons(graph, plan, step)
     goal = _open(graph, plan, step, input_shapes, ctx)
     work = _Work(graph, step, ctx, input_shapes, _selection.totals(plan), goal)
@@ -79,8 +79,9 @@ def apply(graph: Graph, step: PruneChannels, ctx: Context) -> Graph:
     finally:
         if goal.clock is not None:
             goal.clock.close()
-    left = channels.plan.make(graph, input_shapes)
+    left = channels.plan.again(graph, input_shapes, plan)
     _layers.cover(graph, before, reasons, work.totals, left, ctx)
+    _layers.note_statistics(plan, left, ctx)
     _note_cost(goal.whole, _cost(graph, left, input_shapes), ctx)
     _controls.train_all(graph, step, for_controls)
     return graph
@@ -101,6 +102,12 @@ def _input_shapes(graph: Graph, ctx: Context) -> dict[str, tuple[int, ...]]:
     if ctx.train is not None:
         given = {name: array.shape for name, array in ctx.train.batch([0]).items()}
     return shapes.example_shapes(graph, 1, given)
+
+
+def _plan(graph: Graph, step: PruneChannels, input_shapes: Mapping[str, tuple[int, ...]]) -> Plan:
+    return channels.plan.make(
+        graph, input_shapes, attention=step.attention, normalized=step.normalized
+    )
 
 
 def _open(
@@ -135,7 +142,7 @@ def _prune(work: _Work, plan: Plan) -> None:
         now = Round(index, step.rounds)
         part = _recovery.part(ctx, now)
         _slimming.train_sparse(graph, step, _recovery.part(ctx, now, until=_SPARSE_SHARE))
-        plan = channels.plan.make(graph, work.shapes) if index > 1 else plan
+        plan = channels.plan.again(graph, work.shapes, plan) if index > 1 else plan
         scores = _importance.scores(graph, plan, step, part)
         candidates = _candidates(work, plan, scores, index / step.rounds, part)
         removed = work.goal.find(graph, candidates, now, ctx)
