@@ -66,7 +66,9 @@ class ModelInspection(_Frozen):
     producer: str = Field(default="", description="What exported it, as the file says.")
     inputs: tuple[TensorInfo, ...] = Field(description="Inputs, in order.")
     outputs: tuple[TensorInfo, ...] = Field(description="Outputs, in order.")
-    parameters: int = Field(description="Elements of all weight tensors.")
+    parameters: int = Field(
+        description="Elements of all weight tensors, as in a report; running statistics are none."
+    )
     macs: int | None = Field(
         description="Multiply-accumulates for a batch of 1; null where shapes are unknown."
     )

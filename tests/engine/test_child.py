@@ -236,3 +236,17 @@ def test_every_error_becomes_a_failure(error, class_, code):
     failure = child.explain(error, "steps/0")
     assert (failure.class_, failure.code, failure.stage) == (class_, code, "steps/0")
     assert Failure.model_validate_json(failure.model_dump_json(by_alias=True)) == failure
+
+
+@pytest.mark.parametrize("error", [ValueError("sizes differ"), BadData("sizes differ")])
+def test_a_failure_names_the_node_that_the_error_came_from(error):
+    error.add_note("in Conv 'stem'")
+    failure = child.explain(error, "steps/0")
+    assert failure.message.endswith("sizes differ (in Conv 'stem')")
+    assert child.explain(BadData("in Conv 'stem'"), "steps/0").message == "in Conv 'stem'"
+
+
+def test_long_notes_do_not_make_a_message_too_long():
+    error = ValueError("x" * 9000)
+    error.add_note("n" * 9000)
+    assert len(child.explain(error, "steps/0").message) < 4000

@@ -211,6 +211,35 @@ def test_divergence_is_named_by_epoch_step_and_loss(surroundings) -> None:
     assert caught.value.hint == "lower learning_rate (it is 10)"
 
 
+def test_a_loss_that_ends_far_above_guessing_is_divergence_though_finite(surroundings) -> None:
+    ctx = surroundings("vision_transformer")
+    wild = FineTune(epochs=4, learning_rate=10)
+    with pytest.raises(
+        Diverged, match=r"is \d+\.?\d* in the last epoch.*guessing has 2\.3"
+    ) as caught:
+        train.fit(execute.as_module(ctx.source), classes(shape=(1, 8, 8)), wild, ctx)
+    assert caught.value.hint == "lower learning_rate (it is 10)"
+
+
+@pytest.mark.parametrize(("last", "diverges"), [(22.9, False), (23.1, True)])
+def test_a_loss_may_end_ten_times_worse_than_guessing(surroundings, last: float, diverges) -> None:
+    values = iter([0.1, last])
+    module = Number()
+    brief = FineTune(epochs=2, batch_size=64)
+
+    def loss(batch: losses.Batch) -> torch.Tensor:
+        return module.bias.sum() * 0 + next(values)
+
+    def fit() -> None:
+        train.fit(module, classes(64, (64,)), brief, surroundings(), loss=loss)
+
+    if diverges:
+        with pytest.raises(Diverged, match=r"was 0\.1 in the first step"):
+            fit()
+    else:
+        fit()
+
+
 def test_a_weight_that_the_last_step_broke_is_noticed(surroundings) -> None:
     module = Number()
 

@@ -49,7 +49,15 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def explain(error: Exception, stage: str) -> Failure:
-    """The failure record of an exception."""
+    """The failure record of an exception, with what it was told on its way: the node in which it was raised."""
+    where = " ".join(getattr(error, "__notes__", []))
+    found = _explain(error, stage)
+    if not where or where in found.message:
+        return found
+    return found.model_copy(update={"message": f"{found.message[:3000]} ({where[:900]})"})
+
+
+def _explain(error: Exception, stage: str) -> Failure:
     if isinstance(error, EngineError):
         return error.failure(stage)
     if _is_memory(error):

@@ -5,7 +5,7 @@ EngineError
   BadData          the dataset does not fit the model, or its labels or values are wrong
   Unsupported      correct, but beyond what the engine can do
   NothingChanged   a step that would have been a silent no-op
-  Diverged         training gave NaN or infinity
+  Diverged         training gave NaN, infinity or nonsense, or a step's result answers NaN
   OutOfMemory      memory of the machine or the device ran out
   ExportMismatch   the exported file does not compute what the graph does
 """
@@ -64,7 +64,7 @@ class NothingChanged(EngineError):
 
 
 class Diverged(EngineError):
-    """Training gave NaN or infinity."""
+    """Training gave NaN, infinity or nonsense, or a step's result answers NaN."""
 
     class_, code = FailureClass.USER_INPUT, "diverged"
 

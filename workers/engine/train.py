@@ -21,6 +21,8 @@ from workers.engine.errors import BadData, Diverged
 classification_loss = losses.classification
 
 REPORT_EVERY_S = 1.0
+ABSURD = 10.0
+"""How many times worse than at its start, and than guessing, a loss may end."""
 _REFRESH_BATCHES = 64  # at momentum 0.1, 0.1 % of the old statistics is left
 
 
@@ -65,7 +67,7 @@ def fit(
 
     Raises:
         BadData: no labels, or one that is no class.
-        Diverged: the loss or a weight is NaN or infinite.
+        Diverged: the loss or a weight is NaN or infinite, or the last loss is far worse than the first and than chance.
         Unsupported: the loss is null and the model is no classifier.
     """
     if dataset.labels is None:
@@ -86,6 +88,7 @@ def fit(
     epochs = tuple(run.epoch(index) for index in range(skip // run.batches, fine_tune.epochs))
     module.eval()
     _check_finite(module, label)
+    run.check_learned(epochs[-1])
     ctx.report(1.0, f"{label}: done, loss {epochs[-1]:.4g}")
     return TrainLog(
         losses=epochs,
@@ -125,6 +128,7 @@ class _Run:
         self.precision = _precision(ctx.device)
         self.optimizer = _optimizer(module, fine_tune)
         self.scaler = torch.amp.GradScaler(ctx.device.type, enabled=self.precision is torch.float16)
+        self.first = math.nan
         self.reported = time.monotonic()
 
     def epoch(self, index: int) -> float:
@@ -137,11 +141,24 @@ class _Run:
                     f"{self.label}: the loss is {value} in epoch {index + 1}, step {self.step + 1} of {self.steps}",
                     hint=f"lower learning_rate (it is {self.fine_tune.learning_rate:g})",
                 )
+            self.first = value if math.isnan(self.first) else self.first
             total += value * len(indices)
             samples += len(indices)
             self.step += 1
             self._report(index, value)
         return total / samples
+
+    def check_learned(self, last: float) -> None:
+        """Raises Diverged where the mean loss of the last epoch says that the weights are worth nothing, finite as they are."""
+        assert self.dataset.labels is not None
+        chance = math.log(max(2, int(self.dataset.labels.max()) + 1))
+        limit = ABSURD * max(self.first, chance)
+        if last > limit:
+            raise Diverged(
+                f"{self.label}: the loss is {last:.4g} in the last epoch and was {self.first:.4g} in the first step; "
+                f"guessing has {chance:.3g}, more than {limit:.4g} is taken for divergence",
+                hint=f"lower learning_rate (it is {self.fine_tune.learning_rate:g})",
+            )
 
     def _shuffled(self, epoch: int) -> Iterator[NDArray[np.int64]]:
         order = self.ctx.random(f"{self.label}/epoch/{epoch}").permutation(self.dataset.samples)

@@ -7,7 +7,7 @@ import pytest
 from onnx import helper
 
 from tests.engine.measure import files
-from workers.engine.errors import BadData, BadModel, ExportMismatch, Unsupported
+from workers.engine.errors import BadData, BadModel, Diverged, ExportMismatch, Unsupported
 from workers.engine.measure import predict, quality
 
 X = np.random.default_rng(0).normal(size=(100, 3))
@@ -128,6 +128,20 @@ def test_a_model_that_answers_nan_is_refused_by_sample(tmp_path: Path) -> None:
     samples = files.rows([[1, 1, 1], [1, -1, 1]])
     with pytest.raises(BadModel, match="NaN in output 'y' for eval sample 1"):
         quality.baseline(path, samples, tmp_path / "ref", threads=1)
+
+
+def test_a_step_whose_result_answers_nan_has_failed(tmp_path: Path) -> None:
+    def ending(name: str, kind: str) -> Path:
+        nodes = [helper.make_node(kind, ["x"], ["y"], name="n")]
+        where = tmp_path / f"{name}.onnx"
+        return files.model(where, nodes, {}, inputs={"x": ["n", 3]}, outputs={"y": ["n", 3]})
+
+    samples = files.rows([[1, 1, 1], [1, 1, 1], [1, -1, 1]])
+    _, reference = quality.baseline(ending("a", "Abs"), samples, tmp_path / "ref", threads=1)
+    with pytest.raises(Diverged, match="NaN in output 'y' for eval sample 2") as caught:
+        quality.measure(ending("b", "Sqrt"), samples, reference, threads=1)
+    assert caught.value.layer == "y"
+    assert "learning_rate" in caught.value.hint
 
 
 def test_infinities_that_agree_do_not_differ(tmp_path: Path) -> None:

@@ -104,6 +104,7 @@ def test_integer_operators_hold_parameters_too(tmp_path: Path) -> None:
     )
     got = size.measure(path, formats.load(path))
     assert (got.parameters, got.nonzero_parameters) == (12, 9)
+    assert formats.inspect(path).parameters == 12
 
 
 @pytest.mark.parametrize("net", sorted(nets.NETS))
@@ -113,6 +114,7 @@ def test_parameters_are_those_that_train(tmp_path: Path, net: str) -> None:
     graph = formats.load(tmp_path / "a.onnx")
     got = size.measure(tmp_path / "a.onnx", graph)
     assert got.parameters == sum(array.size for array in graph.parameters().values())
+    assert got.parameters == formats.inspect(tmp_path / "a.onnx").parameters
     assert got.theoretical_bytes <= got.entropy_bytes <= got.file_bytes
     floats = [i for i in model.graph.initializer if i.data_type == TensorProto.FLOAT]
     assert got.parameters <= sum(numpy_helper.to_array(i).size for i in floats)

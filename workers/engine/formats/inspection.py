@@ -9,7 +9,7 @@ import onnx_ir as ir
 from modelpress.spec.inspection import ModelInspection, TensorInfo
 from workers.engine.errors import EngineError
 from workers.engine.formats import normal
-from workers.engine.graph import Graph, shapes
+from workers.engine.graph import Graph, parameters, shapes
 from workers.engine.graph.ops import key
 
 
@@ -23,11 +23,7 @@ def inspect(graph: Graph) -> ModelInspection:
         producer=f"{graph.model.producer_name or ''} {graph.model.producer_version or ''}".strip(),
         inputs=tuple(_tensor_info(value) for value in graph.inputs),
         outputs=tuple(_tensor_info(value) for value in graph.outputs),
-        parameters=sum(
-            value.const_value.size
-            for value in graph.initializers.values()
-            if value.const_value is not None and value.const_value.dtype.is_floating_point()
-        ),
+        parameters=parameters.count(graph),
         macs=_macs(graph),
         operators=dict(sorted(operators.items())),
     )

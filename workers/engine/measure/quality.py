@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from modelpress.spec.report import Quality
 from workers.engine import data
-from workers.engine.errors import BadModel, ExportMismatch, Unsupported
+from workers.engine.errors import BadModel, Diverged, ExportMismatch, Unsupported
 from workers.engine.measure import predict
 from workers.engine.measure.predict import Array, Outputs
 
@@ -101,9 +101,11 @@ def measure(
 
     Raises:
         ExportMismatch: ONNX Runtime can't run the file, or its outputs have other names or shapes.
+        Diverged: it answers NaN, which the uploaded model does not.
     """
     tally = _Tally(reference, dataset.labels)
     for indices, outputs in predict.batches(path, dataset, threads=threads, raising=ExportMismatch):
+        _check_still_numbers(outputs, reference, indices)
         tally.add(indices, outputs)
         report((int(indices[-1]) + 1) / dataset.samples)
     return tally.quality()
@@ -211,13 +213,34 @@ def _fits(output: Array | None, place: Array) -> bool:
 
 
 def _check_numbers(output: Array, name: str, indices: NDArray[np.int64]) -> None:
-    if output.dtype.kind == "f" and np.isnan(output).any():
-        row = int(np.argwhere(np.isnan(output))[0][0])
+    row = _row_of_nan(output)
+    if row is not None:
         raise BadModel(
             f"the uploaded model answers NaN in output {name!r} for eval sample {int(indices[row])}",
             layer=name,
             hint="check the weights, and that the data is scaled as in training",
         )
+
+
+def _check_still_numbers(
+    outputs: Outputs, reference: Reference, indices: NDArray[np.int64]
+) -> None:
+    for name in outputs.keys() & reference.outputs.keys():
+        row = _row_of_nan(outputs[name])
+        if row is not None:
+            raise Diverged(
+                f"after this step the model answers NaN in output {name!r} for eval sample {int(indices[row])}; "
+                "the uploaded model does not",
+                layer=name,
+                hint="where the step trains, lower learning_rate; else ask for less, or exclude layers",
+            )
+
+
+def _row_of_nan(output: Array) -> int | None:
+    """The first row that holds one."""
+    if output.dtype.kind != "f" or not np.isnan(output).any():
+        return None
+    return int(np.argwhere(np.isnan(output))[0][0])
 
 
 def _finite(value: float) -> float:

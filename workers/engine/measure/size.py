@@ -14,19 +14,10 @@ from numpy.typing import NDArray
 
 from modelpress.spec.report import Size
 from workers.engine import graph
-from workers.engine.graph import roles
+from workers.engine.graph import parameters, roles
 
 _CHUNK_BYTES = 1 << 20
 _ZIP_LEVEL = 6
-
-_INTEGER_WEIGHTS = {
-    "ConvInteger": (1, 3),
-    "DequantizeLinear": (0, 2),
-    "MatMulInteger": (1, 3),
-    "QLinearConv": (3, 5),
-    "QLinearMatMul": (3, 5),
-}
-"""Where operators take integer weights: operands of the weight and of its zero point."""
 
 
 @dataclass(frozen=True)
@@ -50,16 +41,16 @@ def measure(path: Path, of: graph.Graph) -> Size:
     weights = list(_weights(of))
     stored = sum(weight.stored_bytes for weight in weights)
     coded = sum(entropy_bytes(weight) for weight in weights)
-    parameters = sum(weight.symbols.size for weight in weights)
+    elements = sum(weight.symbols.size for weight in weights)
     bits = sum(weight.symbols.size * weight.bits for weight in weights)
     return Size(
         file_bytes=file_bytes,
         zipped_bytes=sum(_zipped(file) for file in files),
         entropy_bytes=max(0, file_bytes - stored) + coded,
         theoretical_bytes=math.ceil(sum(w.nonzeros * w.bits for w in weights) / 8),
-        parameters=parameters,
+        parameters=elements,
         nonzero_parameters=sum(weight.nonzeros for weight in weights),
-        bits_per_parameter=bits / parameters if parameters else 0.0,
+        bits_per_parameter=bits / elements if elements else 0.0,
     )
 
 
@@ -87,17 +78,8 @@ def _weights(of: graph.Graph) -> Iterator[Weight]:
             bits = tensor.dtype.bitwidth
             elements = np.ascontiguousarray(tensor.numpy())
             yield Weight(_bits_of(elements), int(np.count_nonzero(elements)), bits)
-        elif (use := _integer_use(value)) is not None:
+        elif (use := parameters.integer_use(value)) is not None:
             yield _integer_weight(tensor, *use)
-
-
-def _integer_use(value: ir.Value) -> tuple[ir.Node, int] | None:
-    """The node that takes `value` as an integer weight, and where its zero point is."""
-    for node, slot in value.uses():
-        weight, zero_point = _INTEGER_WEIGHTS.get(node.op_type, (-1, -1))
-        if slot == weight:
-            return node, zero_point
-    return None
 
 
 def _integer_weight(tensor: ir.TensorProtocol, node: ir.Node, slot: int) -> Weight:

@@ -55,10 +55,10 @@ def _train(name: str, graph: Graph, step: Step, ctx: Context, masks: Mapping[str
     epochs, note = _epochs(name, graph, step, ctx, masks)
     try:
         scratch = _from_scratch(name, graph, step, ctx, masks, epochs)
+        measured = trial.measure(scratch, ctx)
     except Diverged as e:
         ctx.note(f"{name} was not measured: {e.message}; set controls.learning_rate")
         return
-    measured = trial.measure(scratch, ctx)
     ctx.coverage.controls.append(Control(name=name, epochs=epochs, quality=measured, note=note))
 
 
