@@ -46,7 +46,7 @@ class PruneSupermask(Step):
     draws: int = Field(
         default=10,
         ge=1,
-        le=100,
+        le=10,
         description="Masks drawn from what was learned, beside the likeliest; the artifact has the one of lowest training loss.",
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -10,7 +12,7 @@ from torch.nn import functional
 
 from modelpress.spec.prune import PruneMagnitude
 from tests.engine import jobs
-from workers.engine import formats
+from workers.engine import formats, passes
 from workers.engine.data import dataset
 from workers.engine.errors import BadModel
 from workers.engine.graph import execute, match
@@ -45,8 +47,10 @@ def noise(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def scores(graph, tmp_path, data=None, name="w", **options):
+def scores(graph, tmp_path, data=None, name="w", initial=None, **options):
     ctx = jobs.context_of(graph, tmp_path, data)
+    if initial is not None:
+        ctx = replace(ctx, models={"initial": initial})
     step = PruneMagnitude(sparsity=0.5, **options)
     return _criteria.scores(graph, [name], step, ctx)[name]
 
@@ -71,6 +75,41 @@ def test_final_weights_rank_by_their_size_one_way_or_the_other(tmp_path):
     w = graph.weight("w")
     assert (scores(graph, tmp_path) == np.abs(w)).all()
     assert (scores(graph, tmp_path, criterion="small_final") == -np.abs(w)).all()
+
+
+def test_criteria_of_initial_weights_compare_with_those(tmp_path):
+    graph = load(SOFTMAX_REGRESSION, tmp_path)
+    before = graph.clone()
+    w, w0 = graph.weight("w"), noise(3, 6, seed=5)
+    before.set_weight("w", w0)
+    for criterion, wanted in {
+        "large_init": np.abs(w0),
+        "magnitude_increase": np.abs(w) - np.abs(w0),
+        "movement": np.abs(w - w0),
+    }.items():
+        found = scores(graph, tmp_path, initial=before, criterion=criterion)
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_initial_weights_are_turned_as_the_trained_ones_were(tmp_path):
+    text = "net (float[batch, 8] x) => (float[batch, 4] y) <float[4, 8] w> { t = Transpose(w)  y = MatMul(x, t) }"
+    before = load(text, tmp_path)
+    graph = before.clone()
+    graph.set_weight("w", graph.weight("w") + noise(4, 8, seed=5))
+    ctx = replace(jobs.context_of(graph, tmp_path, None), models={"initial": before})
+    step = PruneMagnitude(sparsity=0.5, criterion="movement")
+    moved = np.abs(graph.weight("w") - before.weight("w")).T
+    pruned = passes.apply(graph, step, ctx).weight("w")
+    assert moved[pruned == 0].max() <= moved[pruned != 0].min()
+    assert before.weight("w").shape == (4, 8)
+
+
+def test_initial_weights_of_another_shape_are_refused_with_the_way_out(tmp_path):
+    graph = load(SOFTMAX_REGRESSION, tmp_path)
+    before = graph.clone()
+    before.set_weight("w", noise(4, 6))
+    with pytest.raises(BadModel, match=r"is \[3, 6\], but the initial model has it as \[4, 6\]"):
+        scores(graph, tmp_path, initial=before, criterion="movement")
 
 
 def test_snip_is_the_weight_times_the_gradient_of_the_mean_loss(tmp_path):

@@ -10,7 +10,8 @@ import torch
 
 from modelpress.spec.prune import PruneSupermask
 from tests.engine import jobs, nets
-from workers.engine import formats, passes, pipeline, verification
+from workers import outputs
+from workers.engine import formats, outbox, passes, pipeline, verification
 from workers.engine.data import dataset
 from workers.engine.errors import NothingChanged
 from workers.engine.graph import execute, match
@@ -196,7 +197,8 @@ def test_job_leaves_a_file_that_gives_the_weights_of_the_artifact_back(tmp_path)
     pipeline.compress(jobdir)
     verification.verify_export(jobdir)
     folder = jobdir / "output/artifacts"
-    report = pipeline.outbox.read_report(jobdir)
+    report = outputs.finished_report(jobdir, outbox.read_compress_order(jobdir))
+    assert len(outputs.artifacts(jobdir, report, max_bytes=1 << 20)) == 2
     assert [(a.name, a.format) for a in report.artifacts] == [
         ("model.onnx", "onnx"),
         ("supermask.npz", "npz"),

@@ -14,25 +14,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from statistics import fmean, stdev
+from statistics import fmean
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from modelpress.spec.prune import PruneSupermask
-from modelpress.spec.report import Curve, CurvePoint
+from modelpress.spec.report import Curve
 from workers.engine import data, forward, losses, train
 from workers.engine.context import Context
 from workers.engine.errors import ExportMismatch, NothingChanged
 from workers.engine.graph import Graph, execute, match
 from workers.engine.measure import trial
-from workers.engine.passes.prune import _seeded
+from workers.engine.passes.prune import _seeded, _tally
 from workers.engine.passes.prune._seeded import Drawn, Mask, Seeded
 
 FILE = "supermask.npz"
 _BATCH = 256
-_T95 = 1.96
 
 
 def apply(graph: Graph, step: PruneSupermask, ctx: Context) -> Graph:
@@ -200,21 +199,12 @@ def _record(draws: list[Candidate], ctx: Context) -> None:
     found = [draw.accuracy for draw in draws if draw.accuracy is not None]
     if not found:
         return
-    kept = fmean(_kept(draw.seeded) for draw in draws)
-    mean = fmean(found)
-    half = _T95 * stdev(found) / math.sqrt(len(found)) if len(found) > 1 else None
-    point = CurvePoint(
-        x=kept,
-        mean=mean,
-        low=None if half is None else mean - half,
-        high=None if half is None else mean + half,
-        runs=len(found),
-    )
+    point = _tally.point(fmean(_kept(draw.seeded) for draw in draws), found)
     ctx.coverage.curves.append(
         Curve(name="draws", x="fraction of weights kept", y="accuracy", points=(point,))
     )
     ctx.note(
-        f"accuracy of {len(found)} draws: {mean:.2%} in the mean, from {min(found):.2%} to {max(found):.2%}"
+        f"accuracy of {len(found)} draws: {point.mean:.2%} in the mean, from {min(found):.2%} to {max(found):.2%}"
     )
 
 
