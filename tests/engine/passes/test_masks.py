@@ -12,6 +12,11 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
+def by_layer(weights, sparsity, draw):
+    scores, pruned = masks.magnitudes(weights), masks.none_pruned(weights)
+    return {name: masks.in_layer(scores[name], pruned[name], sparsity, draw) for name in weights}
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.5, 0.905, 1.0])
 @pytest.mark.parametrize(
@@ -24,21 +29,20 @@ def test_exactly_the_rounded_count_is_pruned_for_any_ties_and_dtype(dtype, spars
         "few_values": rng().integers(-2, 3, (7, 13)),
         "zeros": np.zeros((7, 13)),
     }[values].astype(dtype)
-    mask = masks.by_layer({"w": w}, masks.none_pruned({"w": w}), sparsity, rng())["w"]
+    mask = by_layer({"w": w}, sparsity, rng())["w"]
     assert mask.shape == w.shape
     assert mask.sum() == round(sparsity * w.size)
 
 
 def test_no_kept_weight_is_smaller_than_a_pruned_one():
     w = {"w": rng().normal(size=(40, 30)).astype(np.float32)}
-    mask = masks.by_layer(w, masks.none_pruned(w), 0.7, rng())["w"]
+    mask = by_layer(w, 0.7, rng())["w"]
     assert np.abs(w["w"][mask]).max() <= np.abs(w["w"][~mask]).min()
 
 
 def test_ties_are_broken_by_the_seed():
     w = {"w": np.ones((100,), np.float32)}
-    nothing = masks.none_pruned(w)
-    first, again, other = (masks.by_layer(w, nothing, 0.5, rng(s))["w"] for s in (1, 1, 2))
+    first, again, other = (by_layer(w, 0.5, rng(s))["w"] for s in (1, 1, 2))
     assert (first == again).all()
     assert (first != other).any()
 
@@ -57,7 +61,7 @@ def test_masks_grow_from_round_to_round_and_respect_the_cap(sizes, sparsity, rou
     pruned = masks.none_pruned(weights)
     for index in range(1, rounds + 1):
         target = masks.sparsity_in_round(sparsity, index, rounds)
-        grown = masks.overall(weights, pruned, target, draw, cap=cap)
+        grown = masks.over_all(masks.magnitudes(weights), pruned, target, draw, cap=cap)
         assert all((grown[name] >= pruned[name]).all() for name in weights)
         assert all(grown[name].sum() <= int(cap * w.size) for name, w in weights.items())
         room = sum(int(cap * n) for n in sizes)
@@ -68,7 +72,9 @@ def test_masks_grow_from_round_to_round_and_respect_the_cap(sizes, sparsity, rou
 
 def test_a_layer_of_small_weights_does_not_collapse():
     weights = {"small": rng().normal(size=1000) * 1e-6, "large": rng().normal(size=1000)}
-    pruned = masks.overall(weights, masks.none_pruned(weights), 0.6, rng(), cap=0.9)
+    pruned = masks.over_all(
+        masks.magnitudes(weights), masks.none_pruned(weights), 0.6, rng(), cap=0.9
+    )
     assert pruned["small"].sum() == 900
     assert pruned["large"].sum() == 300
 

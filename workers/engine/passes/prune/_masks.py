@@ -103,29 +103,6 @@ def over_all(
     }
 
 
-def by_layer(
-    weights: Mapping[str, Array],
-    pruned: Mapping[str, Mask],
-    sparsity: float,
-    rng: np.random.Generator,
-) -> dict[str, Mask]:
-    """Prunes round(sparsity * n) weights of smallest magnitude in each layer, those of `pruned` first."""
-    scores = magnitudes(weights)
-    return {name: in_layer(scores[name], pruned[name], sparsity, rng) for name in weights}
-
-
-def overall(
-    weights: Mapping[str, Array],
-    pruned: Mapping[str, Mask],
-    sparsity: float,
-    rng: np.random.Generator,
-    *,
-    cap: float,
-) -> dict[str, Mask]:
-    """Prunes round(sparsity * n) weights of smallest magnitude of all layers together, as `over_all`."""
-    return over_all(magnitudes(weights), pruned, sparsity, rng, cap=cap)
-
-
 def lowest(scores: npt.NDArray[np.floating], count: int, rng: np.random.Generator) -> Mask:
     """Marks exactly `count` of the lowest scores; among equals at the border a seeded draw decides. scores: [n]."""
     if count <= 0:
