@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import warnings
 
 import numpy as np
@@ -26,13 +28,22 @@ def _by_scikit_learn(path):
     return images[:5]
 
 
-def _by_torch(path):
+@functools.cache
+def _transformer():
+    """A file of the newer exporter, once, and samples for it."""
     layer = torch.nn.TransformerEncoderLayer(16, 4, 32, batch_first=True, activation="gelu")
     model = torch.nn.Sequential(torch.nn.Linear(8, 16), layer, torch.nn.Linear(16, 3)).eval()
     x = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(0))
     batch = ({0: torch.export.Dim("batch")},)
-    torch.onnx.export(model, (x,), path, dynamo=True, dynamic_shapes=batch, verbose=False)
-    return x.numpy()
+    file = io.BytesIO()
+    torch.onnx.export(model, (x,), file, dynamo=True, dynamic_shapes=batch, verbose=False)
+    return file.getvalue(), x.numpy()
+
+
+def _by_torch(path):
+    data, x = _transformer()
+    path.write_bytes(data)
+    return x
 
 
 class _Squeezed(torch.nn.Module):
@@ -129,6 +140,17 @@ def _a_file_for_each_weight(path):
     return _external(path, all_tensors_to_one_file=False)
 
 
+def _optimized_by_onnx_runtime(path):
+    """It fuses nodes into operators of its own domain."""
+    x = _by_torch(path)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(path)
+    ort.InferenceSession(path.read_bytes(), options)
+    assert "com.microsoft" in {node.domain for node in onnx.load(path).graph.node}
+    return x
+
+
 EXPORTS = (
     _by_scikit_learn,
     _by_torch,
@@ -139,6 +161,7 @@ EXPORTS = (
     _weights_in_nodes,
     _a_file_beside,
     _a_file_for_each_weight,
+    _optimized_by_onnx_runtime,
 )
 
 

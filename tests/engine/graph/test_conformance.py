@@ -95,4 +95,6 @@ def test_gradients_reach_the_weights_of_every_operator_that_has_some():
             grads = [w.grad for w in module.weights.values()]
             assert all(g is not None and torch.isfinite(g).all() for g in grads), case.name
             trained.add(operator.name)
-    assert trained == {name for name, operator in ops.TABLE.items() if operator.weights}
+    assert trained == {name for name, operator in ops.TABLE.items() if operator.weights} - {
+        name for name in ops.TABLE if conformance.is_microsofts(name)
+    }

@@ -21,7 +21,8 @@ _TRANSPOSED = {
 }
 
 
-def _conv_macs(operands: Sequence[Operand], results: Sequence[Tensor]) -> int:
+def macs(operands: Sequence[Operand], results: Sequence[Tensor]) -> int:
+    """Of a convolution, from its weight."""
     weight = operands[1]
     assert weight is not None
     return results[0].numel() * math.prod(weight.shape[1:])
@@ -29,7 +30,7 @@ def _conv_macs(operands: Sequence[Operand], results: Sequence[Tensor]) -> int:
 
 def quantized_macs(operands: Sequence[Operand], results: Sequence[Tensor]) -> int:
     """Of a QLinearConv, whose weight is the fourth operand."""
-    return _conv_macs([operands[0], operands[3]], results)
+    return macs([operands[0], operands[3]], results)
 
 
 def _transposed_macs(operands: Sequence[Operand], results: Sequence[Tensor]) -> int:
@@ -67,7 +68,7 @@ def torch_pads(pads: Sequence[int]) -> list[int]:
     return [edge for axis in reversed(range(rank)) for edge in (pads[axis], pads[axis + rank])]
 
 
-@operator(weights=(1, 2), macs=_conv_macs)
+@operator(weights=(1, 2), macs=macs)
 def Conv(
     x: Tensor,
     w: Tensor,
@@ -142,7 +143,7 @@ def _transposed_pads(
     return small + large if auto_pad == "SAME_UPPER" else large + small
 
 
-@operator(macs=_conv_macs)
+@operator(macs=macs)
 def ConvInteger(
     x: Tensor,
     w: Tensor,

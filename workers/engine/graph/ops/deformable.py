@@ -8,18 +8,13 @@ from collections.abc import Sequence
 
 import torch
 
-from workers.engine.graph.ops._operator import Operand, operator
+from workers.engine.graph.ops import convolution
+from workers.engine.graph.ops._operator import operator
 
 Tensor = torch.Tensor
 
 
-def _macs(operands: Sequence[Operand], results: Sequence[Tensor]) -> int:
-    weight = operands[1]
-    assert weight is not None
-    return results[0].numel() * math.prod(weight.shape[1:])
-
-
-@operator(weights=(1, 3), macs=_macs)
+@operator(weights=(1, 3), macs=convolution.macs)
 def DeformConv(
     x: Tensor,
     w: Tensor,

@@ -18,7 +18,8 @@ def _product_macs(operands: Sequence[Operand], results: Sequence[Tensor]) -> int
     return results[0].numel() * int(a.shape[-1])
 
 
-def _gemm_macs(operands: Sequence[Operand], results: Sequence[Tensor]) -> int:
+def gemm_macs(operands: Sequence[Operand], results: Sequence[Tensor]) -> int:
+    """Of a Gemm, whichever operand is transposed."""
     a = operands[0]
     assert a is not None
     rows = int(results[0].shape[0])
@@ -38,7 +39,7 @@ def MatMul(a: Tensor, b: Tensor) -> Tensor:
     return torch.matmul(a, b)
 
 
-@operator(weights=(0, 1, 2), macs=_gemm_macs)
+@operator(weights=(0, 1, 2), macs=gemm_macs)
 def Gemm(
     a: Tensor,
     b: Tensor,
