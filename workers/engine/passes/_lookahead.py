@@ -11,8 +11,8 @@ import math
 from workers.engine.errors import Unsupported
 from workers.engine.graph import Graph, shapes
 
-MAX_ELEMENTS = 1 << 27
-"""Of all values of one sample: labels of channels take 8 bytes for each, and a look must stay cheap."""
+MAX_ELEMENTS = 1 << 30
+"""Of all values of one sample. Channels are followed as strides where they can be, else with 8 bytes for each element: a look must stay cheap."""
 
 
 class Undetermined(Exception):
