@@ -87,7 +87,10 @@ class _Absent(program.Machine):
         return super().apply(step, operands, call)
 
     def _gone(self, name: str, value: Any) -> torch.Tensor | None:
-        """Which elements of a value are of removed channels; null where none is."""
+        """Which elements of a value are of removed channels; null where none is.
+
+        An axis may hold the channels of all samples, one after another.
+        """
         shadow = self.plan.flow.book.shadows.get(name)
         if shadow is None or shadow.labels is None:
             return None
@@ -95,7 +98,9 @@ class _Absent(program.Machine):
         if kept.all():
             return None
         shape = [-1 if axis == shadow.axis else 1 for axis in range(value.dim())]
-        return torch.from_numpy(~kept).reshape(shape).expand(value.shape)
+        samples = value.shape[shadow.axis] // kept.size
+        gone = torch.from_numpy(np.tile(~kept, samples))
+        return gone.reshape(shape).expand(value.shape)
 
     def _masked(self, name: str, value: Any) -> Any:
         gone = self._gone(name, value)

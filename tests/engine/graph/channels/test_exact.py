@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import onnxruntime
 import pytest
 
 from tests.engine import nets
-from tests.engine.graph.channels import image_nets, oracle, token_nets
+from tests.engine.graph.channels import corner_nets, image_nets, oracle, token_nets
 from workers.engine import formats
 from workers.engine.graph import Graph, channels, execute, shapes
 from workers.engine.graph.channels.plan import Plan, Removed
@@ -23,6 +24,7 @@ STATISTICS = (
     "layer_normalization",
     "layer_normalization_by_hand",
     "rms_normalization",
+    "normalized_vectors",
     "vision_transformer",
     "text_transformer",
 )
@@ -31,7 +33,8 @@ STATISTICS = (
 EXACT = {
     **image_nets.NETS,
     **token_nets.NETS,
-    **{n: lambda n=n: nets.NETS[n](0) for n in nets.NETS},
+    **corner_nets.NETS,
+    **{name: functools.partial(build, 0) for name, build in nets.NETS.items()},
 }
 
 
@@ -81,10 +84,16 @@ def assert_exact(graph, plan, removed, feeds, tmp_path) -> None:
     np.testing.assert_allclose(session.run(None, feeds)[0], sliced["logits"], atol=1e-4)
 
 
+ATTENTION = {
+    **token_nets.ATTENTION,
+    **{n: build for n, build in corner_nets.NETS.items() if "heads" in n or "attention" in n},
+}
+
+
 @pytest.mark.parametrize("choice", ["heads", "width"])
-@pytest.mark.parametrize("name", token_nets.ATTENTION)
+@pytest.mark.parametrize("name", ATTENTION)
 def test_attention_loses_whole_heads_or_their_width(name, choice, tmp_path):
-    model = token_nets.ATTENTION[name]()
+    model = ATTENTION[name]()
     graph = loaded(model, tmp_path)
     plan = channels.plan.make(graph, shapes.example_shapes(graph, 1), attention=choice)
     inner = [family for family in plan.families if len(family.classes) != token_nets.WIDTH]

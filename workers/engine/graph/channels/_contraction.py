@@ -17,6 +17,8 @@ Tensor = torch.Tensor
 def conv(node: Node) -> list[Shadow]:
     """x: [N, C, ...], w: [O, C / groups, ...] -> [N, O, ...]; also O and C of ConvTranspose's w: [C, O / groups, ...]."""
     transposed = node.kind == "ConvTranspose"
+    if node.varying(0) == 0 and node.is_initializer(1):
+        return _sample_by_sample(node)
     if node.varying(0) > 1 or not node.is_initializer(1):
         return _unknown_kernel(node)
     groups = node.attribute("group", 1)
@@ -30,6 +32,14 @@ def conv(node: Node) -> list[Shadow]:
     shadow = _shadow.lined(tuple(node.results[0].shape), 1, out)
     _bias(node, out)
     return [shadow]
+
+
+def _sample_by_sample(node: Node) -> list[Shadow]:
+    """Channels were made samples: each keeps its own, and the weights stay."""
+    for slot in (1, 2):
+        if node.has(slot):
+            node.pin(slot, "is applied to each channel by itself")
+    return [_shadow.lined(tuple(node.results[0].shape), 0, node.along(0, 0))]
 
 
 def _unknown_kernel(node: Node) -> list[Shadow]:

@@ -68,22 +68,22 @@ class _Search:
 
     def product(self, step: program.Step) -> tuple[set[str], list[Cut]]:
         """Products that this one belongs to, and the cuts of its operands; nothing where it is no attention."""
-        if not self._is_of_activations(step):
+        if not self._is_attention(step):
             return set(), []
         if step.operator.name == "Attention" and len(self.flow.shapes[step.inputs[0]]) == 3:
             return {step.name}, [Cut(step.name, step.outputs[0], 0, 1, True)]
         nodes, made = {step.name}, []
         for heads, widths in _axes(step, [self.flow.shapes[name] for name in step.inputs[:3]]):
             source, axis = self.source(heads)
-            if source is not None and self._is_of_activations(source):
+            if source is not None and self._is_attention(source):
                 nodes.add(source.name)
             else:
                 made += self._cut(source, axis, widths)
         return nodes, made
 
-    def _is_of_activations(self, step: program.Step) -> bool:
-        operands = step.inputs[:2]
-        return step.operator.name in _PRODUCTS and not any(n in self.weights for n in operands)
+    def _is_attention(self, step: program.Step) -> bool:
+        """A product with an activation on the right; on the left may be queries that are learned."""
+        return step.operator.name in _PRODUCTS and step.inputs[1] not in self.weights
 
     def _cut(self, source: program.Step | None, heads: int, widths: Sequence[Place]) -> list[Cut]:
         if source is None:

@@ -224,9 +224,15 @@ def _resize(run: Rehearsal, step: program.Step, operands: list[Any]) -> dict[int
     return {3: told}
 
 
+def _filled(run: Rehearsal, step: program.Step, operands: list[Any]) -> dict[int, Wanted]:
+    axis, _ = run.left(step.outputs[0])
+    return {} if axis < 0 else {0: run.sizes(step.outputs[0])}
+
+
 _WANTED: dict[str, Callable[[Rehearsal, program.Step, list[Any]], dict[int, Wanted]]] = {
     "Reshape": _reshape,
     "Expand": _expand,
+    "ConstantOfShape": _filled,
     "Slice": _slice,
     "Split": _split,
     "Gather": _gather,

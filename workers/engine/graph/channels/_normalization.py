@@ -91,7 +91,8 @@ def channelwise(node: Node) -> list[Shadow]:
     if source.labels is None:
         return node.blanks()
     sizes = {r.shape[source.axis] for r in node.results if isinstance(r, torch.Tensor)}
-    if source.axis > 1 and (node.kind != "Resize" or sizes != {source.shape[source.axis]}):
+    resized = sizes != {source.shape[source.axis]}
+    if resized or (source.axis > 1 and node.kind != "Resize"):
         node.pin(0, "moves a window over its channels")
         return node.blanks()
     if len(node.results) > 1:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from workers.engine.graph.channels import _attention, _contraction, _movement, _normalization
+from workers.engine.graph.channels import (
+    _attention,
+    _contraction,
+    _movement,
+    _normalization,
+    _states,
+)
 from workers.engine.graph.channels._book import Rule
 
 _ELEMENTWISE = """
@@ -12,7 +18,7 @@ _ELEMENTWISE = """
     HardSigmoid HardSwish Swish Tanh Gelu Mish Softplus Softsign ThresholdedRelu Shrink Cast CastLike Identity Dropout
 """
 _MOVEMENT = (
-    "Reshape Flatten Transpose Squeeze Unsqueeze Expand Tile Concat Split DepthToSpace SpaceToDepth"
+    "Reshape Flatten Transpose Squeeze Unsqueeze Tile Concat Split DepthToSpace SpaceToDepth"
 )
 _REDUCTION = """
     ReduceSum ReduceMean ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceSumSquare ReduceLogSum ReduceLogSumExp
@@ -20,7 +26,7 @@ _REDUCTION = """
 _CHANNELWISE = """
     MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool Resize GridSample
 """
-_NOTHING = "Shape Size ConstantOfShape Range EyeLike Constant"
+_NOTHING = "Shape Size Range EyeLike Constant"
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_ELEMENTWISE.split(), _movement.elementwise),
@@ -44,6 +50,8 @@ RULES: dict[str, Rule] = {
     "Einsum": _contraction.einsum,
     "Attention": _attention.attention,
     "RotaryEmbedding": _attention.rotary_embedding,
+    "Expand": _states.expand,
+    "ConstantOfShape": _states.filled,
     "Slice": _movement.cut,
     "Pad": _movement.pad,
     "Gather": _movement.gather,
