@@ -8,9 +8,10 @@ import numpy as np
 import onnx
 import pytest
 
+from modelpress.spec import order
 from tests.engine import jobs, nets
-from workers.engine import formats, others
-from workers.engine.errors import BadModel
+from workers.engine import formats, gauge, others, pipeline
+from workers.engine.errors import BadData, BadModel
 from workers.engine.graph import Graph
 
 
@@ -78,3 +79,29 @@ def test_a_model_is_opened_once_and_only_when_asked_for(source, tmp_path):
     assert models["initial"] is models["initial"]
     with pytest.raises(FileNotFoundError):
         _ = models["teacher"]
+
+
+TICKETS = {"kind": "prune.lottery", "rounds": 2, "training": {"epochs": 1}}
+MOVED = {"kind": "prune.magnitude", "sparsity": 0.5, "criterion": "movement"}
+
+
+def job(folder: Path, step: dict, **options) -> Path:
+    model = nets.mlp(0)
+    return jobs.make(folder, model, [step], train=jobs.arrays_of(model, 100), **options)
+
+
+def test_initial_model_of_a_job_reaches_its_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(gauge, "LATENCY_BUDGET_S", 0.05)
+    file = order.FileRef(path="input/model-initial.onnx")
+    jobdir = job(tmp_path / "job", TICKETS, models={"initial": file})
+    onnx.save(nets.mlp(1), jobdir / file.path)
+    baseline, stage = pipeline.compress(jobdir).stages
+    ticket, *others_ = stage.curves
+    assert [curve.name for curve in others_] == [control.name for control in stage.controls]
+    assert ticket.points[-1].mean == baseline.quality.accuracy
+    assert ticket.points[0].mean == stage.quality.accuracy
+
+
+def test_job_without_the_model_that_its_step_needs_is_refused(tmp_path):
+    with pytest.raises(BadData, match="needs a model in the role 'initial'"):
+        pipeline.compress(job(tmp_path / "job", MOVED))
