@@ -55,7 +55,7 @@ def prepare(graph: ir.Graph) -> Program:
     Raises:
         Unsupported: a node has an unknown operator.
     """
-    steps = [_step(node) for node in graph]
+    steps = [step(node) for node in graph]
     outputs = tuple(value.name or "" for value in graph.outputs)
     made = {name for step in steps for name in step.outputs}
     made.update(value.name or "" for value in graph.inputs)
@@ -69,7 +69,12 @@ def prepare(graph: ir.Graph) -> Program:
     )
 
 
-def _step(node: ir.Node) -> Step:
+def step(node: ir.Node) -> Step:
+    """A node made ready to run.
+
+    Raises:
+        Unsupported: it has an unknown operator.
+    """
     name = key(node.domain, node.op_type)
     if name not in TABLE:
         raise Unsupported(f"operator {name} is not supported", layer=node.name or "")
