@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from rich import box
@@ -19,11 +19,14 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from modelpress import resources
-from modelpress.spec import named, recipe
+from modelpress.spec import inspection, named, recipe
 from modelpress.spec.progress import Progress as JobProgress
 
+_NAMES = 3
+_POSSIBLE = {True: "yes", False: "no", None: "not known"}
 _PIPED_WIDTH = 160  # a program that reads a list wants its words whole
 
 out = Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH)
@@ -125,6 +128,48 @@ def step(kind: str) -> Table:
         default = "required" if field.is_required() else repr(field.default)
         table.add_row(name, default, field.description or "")
     return table
+
+
+def model(found: resources.Model) -> Iterator[Table]:
+    """What is in a model, and what each kind of step could do to it."""
+    table = _table("model", found.id)
+    for name, value in _facts(found):
+        table.add_row(name, Text(value))
+    yield table
+    if found.inspection is not None and found.inspection.capabilities:
+        yield _capabilities(found.inspection.capabilities)
+
+
+def _facts(found: resources.Model) -> Iterator[tuple[str, str]]:
+    yield "name", found.name
+    yield "state", found.state
+    looked = found.inspection
+    if looked is None:
+        return
+    for name, values in (("inputs", looked.inputs), ("outputs", looked.outputs)):
+        yield name, ", ".join(f"{v.name} {v.dtype} {list(v.shape)}" for v in values)
+    yield "parameters", f"{looked.parameters:,}"
+    yield "multiply-accumulates", "unknown" if looked.macs is None else f"{looked.macs:,}"
+    yield "operators", ", ".join(f"{count} {op}" for op, count in looked.operators.items())
+    yield from (("note", note) for note in looked.notes)
+
+
+def _capabilities(families: Mapping[str, inspection.Capability]) -> Table:
+    table = _table("step", "possible", "what it could do, and what would stay")
+    for name, family in families.items():
+        if not family.steps:
+            table.add_row(f"{name}.*", "no", Text(family.reason))
+        for kind, step in family.steps.items():
+            lines = [step.reason, *map(_group, step.can)]
+            lines += [f"not {_group(group)}" for group in step.cannot]
+            table.add_row(kind, _POSSIBLE[step.ok], Text("\n".join(filter(None, lines))))
+    return table
+
+
+def _group(group: inspection.Layers) -> str:
+    names = ", ".join(group.names[:_NAMES])
+    more = f" and {group.count - _NAMES} more" if group.count > _NAMES else ""
+    return f"{names}{more}: {group.what}"
 
 
 def _table(*columns: str) -> Table:

@@ -209,6 +209,14 @@ def submit(
     typer.echo(job.model_dump_json(by_alias=True) if as_json else job.id)
 
 
+@app.command()
+def inspect(model: ModelFile, as_json: Json = False, url: Url = None, key: ApiKey = None) -> None:
+    """Tell what is in a model and which steps could do what to it; a file is uploaded first."""
+    with clients.Client(url, key) as client:
+        found = _send.model(client, model)
+    _print(found, as_json, plain=_show.model(found))
+
+
 @app.command(epilog=EPILOG)
 def watch(job: JobId, as_json: Json = False, url: Url = None, key: ApiKey = None) -> None:
     """Follow a job to its end and print its report. Ctrl-C asks whether to cancel it."""

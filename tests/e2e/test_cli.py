@@ -8,10 +8,12 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 from modelpress import cli
@@ -20,7 +22,7 @@ from modelpress.client import Client
 from modelpress.spec.order import EXIT_FAILED
 from tests import examples
 from tests.conftest import Service
-from tests.engine import nets
+from tests.engine import exported, nets
 
 pytestmark = pytest.mark.e2e
 
@@ -78,6 +80,44 @@ def test_compress_prints_the_report_and_leaves_a_model_that_runs(run: Run, direc
     assert json.loads((made / "report.json").read_text())["complete"]
 
 
+def test_pytorch_goes_in_and_comes_out(run: Run, directory: Path, service: Service) -> None:
+    net = exported.network("convolutional")
+    sent = exported.save(net, exported.sample("convolutional", 2), directory / "net.pt2")
+    argv = ("compress", "net.pt2", "--recipe", "int8", "--data", "data.npz", "--format", "pt2")
+    ended = run(*argv)
+    assert ended.exit_code == Exit.OK, ended.output
+    assert "model.pt2" in ended.stdout
+    inputs = exported.sample("convolutional", 9)
+    [found] = exported.run_torch(directory / "net-compressed/model.pt2", inputs)
+    [wanted] = exported.run_torch(sent, inputs)
+    assert (found - wanted).abs().max() < 0.1 * wanted.abs().max()
+    with Client(service.url, service.key) as client:
+        model = client.model(client.job(json.loads(run("jobs", "--json").stdout)[0]["id"]).model)
+        raw = httpx.get(
+            f"{service.url}/v1/models/{model.id}/content",
+            headers={"Authorization": f"Bearer {service.key}"},
+        )
+    assert model.inspection.format == "pt2"
+    assert model.onnx_sha256 not in (None, model.sha256)
+    assert raw.content == sent.read_bytes()
+
+
+def test_pickle_is_refused_by_name(run: Run, directory: Path) -> None:
+    torch.save(exported.network("tied").state_dict(), directory / "state.pt")
+    ended = run("compress", "state.pt", "--recipe", "int8-dynamic")
+    assert ended.exit_code == Exit.REFUSED
+    assert "torch.save" in ended.stderr
+    assert "torch.export" in ended.stderr
+
+
+def test_local_takes_pytorch_too(alone: Run, directory: Path) -> None:
+    net = exported.network("convolutional")
+    exported.save(net, exported.sample("convolutional", 2), directory / "net.pt2")
+    ended = alone("compress", "net.pt2", "--recipe", "int8-dynamic", "--local", "--json")
+    assert ended.exit_code == Exit.OK, ended.output
+    assert json.loads(ended.stdout)["report"]["model"] == "net.pt2"
+
+
 def test_json_is_one_value_on_standard_output(
     run: Run, directory: Path, uploaded: tuple[str, str]
 ) -> None:
@@ -113,6 +153,18 @@ def test_fetched_files_are_named(run: Run, directory: Path, done: str) -> None:
     fetched = run("fetch", done)
     assert fetched.stdout.split() == [f"{done}/model.onnx", f"{done}/report.json"]
     assert (directory / done / "model.onnx").is_file()
+
+
+def test_model_is_told_what_could_be_done_to_it(run: Run, uploaded: tuple[str, str]) -> None:
+    model, _ = uploaded
+    told = run("inspect", model)
+    assert told.exit_code == Exit.OK, told.stderr
+    lines = [line.split() for line in told.stdout.splitlines()]
+    steps = {line[0]: line[1] for line in lines if len(line) > 1 and "." in line[0]}
+    assert steps["prune.channels"] == steps["quantize.int8"] == "yes"
+    assert steps["dynamic.*"] == "no"
+    found = json.loads(run("inspect", model, "--json").stdout)
+    assert found["inspection"]["capabilities"]["prune"]["ok"] is True
 
 
 def test_jobs_are_listed(run: Run, done: str) -> None:
