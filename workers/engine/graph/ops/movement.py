@@ -279,7 +279,8 @@ def Compress(x: Tensor, condition: Tensor, *, axis: int | None = None) -> Tensor
 def OneHot(indices: Tensor, depth: Tensor, values: Tensor, *, axis: int = -1) -> Tensor:
     count = int(depth.reshape(-1)[0])
     axis = axis % (indices.dim() + 1)
-    places = torch.where(indices < 0, indices + count, indices).long().unsqueeze(axis)
+    whole = indices.long()
+    places = torch.where(whole < 0, whole + count, whole).unsqueeze(axis)
     shape = [1] * places.dim()
     shape[axis] = count
     classes = torch.arange(count, device=indices.device).reshape(shape)
