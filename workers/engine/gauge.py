@@ -12,7 +12,7 @@ from modelpress.spec.report import Latency, Stage
 from workers.engine import context, data
 from workers.engine.data import dataset
 from workers.engine.graph import Graph, shapes
-from workers.engine.measure import cost, latency, quality, size
+from workers.engine.measure import bound, cost, latency, quality, size
 from workers.engine.measure.quality import Reference
 from workers.engine.verdict import FASTER_BELOW, SMALLER_BELOW
 
@@ -140,7 +140,8 @@ class Gauge:
             controls=tuple(done.coverage.controls),
             curves=tuple(done.coverage.curves),
         )
-        return stage.model_copy(update={"notes": (*stage.notes, *_shortfalls(before, stage))})
+        found = *_shortfalls(before, stage), *bound.explain(before, stage, graph, self.shapes)
+        return stage.model_copy(update={"notes": (*stage.notes, *found)})
 
     @property
     def fixed_batch(self) -> int | None:
