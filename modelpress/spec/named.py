@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from modelpress.spec.prune import PruneMagnitude
+from modelpress.spec.prune import PruneChannels, PruneMagnitude
 from modelpress.spec.quantize import QuantizeInt8
 from modelpress.spec.recipe import Recipe
 from modelpress.spec.step import FineTune
 
 NAMED: dict[str, Recipe] = {
+    "half-channels": Recipe(
+        name="half-channels",
+        steps=(
+            PruneChannels(
+                macs_ratio=2,
+                criterion="taylor",
+                scope="global",
+                rounds=2,
+                fine_tune=FineTune(epochs=3),
+            ),
+        ),
+    ),
     "int8": Recipe(name="int8", steps=(QuantizeInt8(),)),
     "int8-dynamic": Recipe(name="int8-dynamic", steps=(QuantizeInt8(mode="dynamic"),)),
     "prune-int8": Recipe(
