@@ -116,16 +116,43 @@ def test_scaling_of_the_input_stays():
     assert np.array_equal(fresh(graph).weight(offset), graph.weight(offset))
 
 
-def test_recurrent_cells_are_uniform_within_their_bound():
+@pytest.mark.parametrize(("kind", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
+@pytest.mark.parametrize("said", [True, False])
+def test_recurrent_cells_are_uniform_within_their_bound(kind, gates, said):
     b = nets.Builder(0)
-    w, r, bias = b.random("w", 1, 256, 8), b.random("r", 1, 256, 64), b.random("b", 1, 512)
-    x = b.op("LSTM", "x", w, r, bias, hidden_size=64)
+    w, r = b.random("w", 1, gates * 64, 8), b.random("r", 1, gates * 64, 64)
+    bias = b.random("b", 1, gates * 128)
+    given = {"hidden_size": 64} if said else {}
+    x = b.op(kind, "x", w, r, bias, **given)
     model = b.model([("x", TensorProto.FLOAT, [5, "batch", 8])], x, [5, 1, "batch", 64])
     result = fresh(graph_of(model))
     for name in (w, r, bias):
         drawn = result.weight(name)
         assert np.abs(drawn).max() <= 1 / 8
-        assert drawn.std() == pytest.approx(1 / 8 / math.sqrt(3), rel=0.1)
+        assert drawn.std() == pytest.approx(1 / 8 / math.sqrt(3), rel=0.15)
+
+
+def test_a_weight_that_is_first_asked_for_its_shape_is_still_a_weight():
+    b = nets.Builder(0)
+    w = b.random("weight", 300, 100)
+    size = b.op("Size", w)
+    moved = b.op("Transpose", w, perm=[1, 0])
+    x = b.op("Div", b.op("MatMul", "x", moved), b.op("Cast", size, to=TensorProto.FLOAT))
+    model = b.model([("x", TensorProto.FLOAT, ["batch", 100])], x, ["batch", 300])
+    drawn = fresh(graph_of(model)).weight(w)
+    assert drawn.std() == pytest.approx(math.sqrt(2 / 400), rel=0.05)
+
+
+@pytest.mark.parametrize("kind", ["LayerNormalization", "InstanceNormalization"])
+def test_every_normalization_begins_as_the_identity(kind):
+    b = nets.Builder(0)
+    width = 16 if kind == "LayerNormalization" else 8
+    scale, shift = b.random("scale", width), b.random("shift", width)
+    x = b.op(kind, "image", scale, shift)
+    model = b.model([("image", TensorProto.FLOAT, ["batch", 8, 16, 16])], x, ["n", 8, 16, 16])
+    result = fresh(graph_of(model))
+    assert (result.weight(scale) == 1).all()
+    assert (result.weight(shift) == 0).all()
 
 
 def test_a_tied_weight_is_drawn_once():

@@ -60,12 +60,12 @@ def _draw(
     """New elements of one weight or statistic. old: of the same shape."""
     if layer is not None:
         return rng.normal(0.0, _layer_std(old.shape, layer), old.shape)
-    node, slot = next(_readers(value))
+    node, slot = _reader(value)
     if node.op_type == "BatchNormalization" and slot >= 3:
         return np.full(old.shape, float(slot - 3))
     if node.op_type in _RECURRENT:
-        hidden = node.attributes["hidden_size"].as_int()
-        return rng.uniform(-(hidden**-0.5), hidden**-0.5, old.shape)
+        bound = _hidden(node) ** -0.5
+        return rng.uniform(-bound, bound, old.shape)
     if node.op_type == "PRelu":
         return np.full(old.shape, PRELU_SLOPE)
     if "Normalization" in node.op_type:
@@ -90,9 +90,20 @@ def _layer_std(shape: tuple[int, ...], layer: match.Layer) -> float:
 
 
 def _matrix_std(shape: tuple[int, ...], node: ir.Node) -> float:
+    """Of what is no layer of its own: Glorot where it multiplies, else as narrow as an embedding."""
     if node.op_type in ("MatMul", "Gemm", "Einsum"):
         return math.sqrt(2.0 / (shape[-1] + shape[-2]))
+    if "Conv" in node.op_type:
+        return math.sqrt(2.0 / ((shape[0] + shape[1]) * math.prod(shape[2:])))
     return EMBEDDING_STD
+
+
+def _hidden(node: ir.Node) -> int:
+    """Width of a recurrent cell: the last axis of its recurrent weight."""
+    recurrent = node.inputs[2]
+    assert recurrent is not None
+    assert recurrent.shape is not None
+    return recurrent.shape.numpy()[-1]
 
 
 def _is_rectified(node: ir.Node) -> bool:
@@ -103,6 +114,15 @@ def _is_rectified(node: ir.Node) -> bool:
         if use.node.op_type in _SEEN_THROUGH and _is_rectified(use.node):
             return True
     return False
+
+
+def _reader(value: ir.Value) -> tuple[ir.Node, int]:
+    """The first node that takes a value as a weight or a statistic, not for its shape, and where it enters."""
+    for node, slot in _readers(value):
+        operator = TABLE[key(node.domain, node.op_type)]
+        if slot in operator.weights or slot in operator.statistics:
+            return node, slot
+    raise AssertionError(f"'{value.name}' has a role, so that something computes with it")
 
 
 def _readers(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
