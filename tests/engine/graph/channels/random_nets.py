@@ -77,7 +77,9 @@ def batch_norm(n: Net) -> None:
 
 
 def instance_norm(n: Net) -> None:
-    n.then(n.b.op("InstanceNormalization", n.x, n.uniform(n.width), n.b.bias(n.width)))
+    """Of an epsilon that keeps channels of one value from becoming noise."""
+    operands = n.x, n.uniform(n.width), n.b.bias(n.width)
+    n.then(n.b.op("InstanceNormalization", *operands, epsilon=1e-2))
 
 
 def group_norm(n: Net) -> None:
