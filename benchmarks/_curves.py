@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from modelpress.spec.report import Curve
+from workers.engine.passes.prune import _tally
 
 TICKS = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
 LABELS = {
@@ -39,6 +40,17 @@ def draw(curves: Sequence[Curve], title: str, path: Path) -> Path:
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
     return path
+
+
+def joined(runs: Sequence[Sequence[Curve]]) -> list[Curve]:
+    """The curves of several runs as one of each name, with means and intervals. Each run has the same names and fractions."""
+    return [_joined(same) for same in zip(*runs, strict=True)]
+
+
+def _joined(same: Sequence[Curve]) -> Curve:
+    points = zip(*(curve.points for curve in same), strict=True)
+    found = tuple(_tally.point(at[0].x, [point.mean for point in at]) for at in points)
+    return same[0].model_copy(update={"points": found})
 
 
 def near(curve: Curve, kept: float) -> str:

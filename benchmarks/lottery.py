@@ -10,11 +10,11 @@ import argparse
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import _curves, _mnist, _record
+from benchmarks import _curves, _mnist, _record, _seeds
 from modelpress.spec.prune import PruneLottery
 from modelpress.spec.report import Curve
 from workers.engine import context, formats, passes
@@ -26,10 +26,9 @@ MARKS = (1.0, 0.8**7, 0.8**12, 0.8**15)
 def main() -> None:
     """Measures, prints the table, writes bench-output/lottery.json and, where asked, a picture."""
     asked = _arguments()
-    context.prepare_torch("cpu", 1)
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="modelpress-bench-") as folder:
-        curves = tickets(Path(folder), asked.seeds, asked.epochs, asked.rounds)
+    run = partial(tickets, epochs=asked.epochs, rounds=asked.rounds)
+    curves = _curves.joined(_seeds.each(run, asked.seeds, asked.processes))
     figures = {
         **{name: getattr(asked, name) for name in ("seeds", "epochs", "rounds")},
         "curves": [curve.model_dump() for curve in curves],
@@ -42,19 +41,20 @@ def main() -> None:
         print(f"drawn in {_curves.draw(curves, title, asked.plots / 'lottery.svg')}")
 
 
-def tickets(work: Path, seeds: int, epochs: int, rounds: int) -> Sequence[Curve]:
-    """The curves of tickets and of all their controls."""
-    _mnist.save(_mnist.splits(), work)
-    path = work / "lenet.onnx"
-    _mnist.export(_mnist.lenet(0), path)
+def tickets(seed: int, *, epochs: int, rounds: int) -> list[Curve]:
+    """The curves of tickets and of all their controls, as a job with this seed has them."""
+    context.prepare_torch("cpu", 1)
     step = PruneLottery(
         rounds=rounds,
-        seeds=seeds,
         training={"epochs": epochs, "learning_rate": _mnist.RATE, "batch_size": _mnist.BATCH},
         controls={"signed_permutation": True, "signed_constant": True},
     )
-    ctx = replace(_mnist.surroundings(path, seed=0), report=_Shown())
-    passes.apply(formats.load(path), step, ctx)
+    with tempfile.TemporaryDirectory(prefix="modelpress-bench-") as folder:
+        _mnist.save(_mnist.splits(), Path(folder))
+        path = Path(folder) / "lenet.onnx"
+        _mnist.export(_mnist.lenet(seed), path)
+        ctx = _mnist.surroundings(path, seed=seed)
+        passes.apply(formats.load(path), step, ctx)
     return ctx.coverage.curves
 
 
@@ -70,24 +70,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3, help="runs (default: 3)")
     parser.add_argument("--epochs", type=int, default=5, help="of each network (default: 5)")
     parser.add_argument("--rounds", type=int, default=15, help="of pruning (default: 15)")
+    parser.add_argument("--processes", type=int, default=1, help="runs at once (default: 1)")
     parser.add_argument("--quick", action="store_true", help="one seed, 2 epochs")
     parser.add_argument("--plots", type=Path, help="directory of the picture")
     asked = parser.parse_args()
     if asked.quick:
         asked.seeds, asked.epochs = 1, 2
     return asked
-
-
-class _Shown:
-    """Prints what the step says, at most once in ten seconds."""
-
-    def __init__(self) -> None:
-        self._last = time.monotonic()
-
-    def __call__(self, fraction: float, message: str) -> None:
-        if time.monotonic() - self._last > 10:
-            self._last = time.monotonic()
-            print(f"{fraction:.0%} {message}", flush=True)
 
 
 if __name__ == "__main__":

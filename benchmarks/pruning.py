@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +21,13 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from benchmarks import _curves, _mnist, _record
+from benchmarks import _curves, _mnist, _record, _seeds
 from benchmarks._mnist import BATCH, RATE, WEIGHTS
 from modelpress.spec.prune import PruneMagnitude
-from modelpress.spec.report import Curve
+from modelpress.spec.report import Curve, CurvePoint
 from modelpress.spec.step import FineTune
 from workers.engine import context, formats, passes
 from workers.engine.graph import Graph
-from workers.engine.passes.prune import _tally
 
 KEPT = tuple(0.8**index for index in (3, 5, 7, 9, 12, 15, 18, 20))
 """Fractions of the weights kept; the seventh, twelfth and fifteenth power are the 21 %, 7 % and 3.6 % of the papers."""
@@ -35,8 +35,8 @@ MARKS = (1.0, KEPT[2], KEPT[4], KEPT[5], KEPT[7])
 PUBLISHED = {"Han et al. 2015": 12, "Dynamic Network Surgery 2016": 56, "Sparse VD 2017": 68}
 """Weights over kept weights of LeNet-300-100 without loss, trained on all 60,000 images."""
 
-Scores = dict[str, dict[float, list[float]]]
-"""Accuracies by method and by fraction kept, one for each seed."""
+Scores = dict[str, dict[float, float]]
+"""Accuracies by method and by fraction kept."""
 Predict = Callable[[np.ndarray], np.ndarray]
 """Class scores [N, 10] of images [N, 784]."""
 
@@ -44,14 +44,10 @@ Predict = Callable[[np.ndarray], np.ndarray]
 def main() -> None:
     """Measures, prints the tables, writes bench-output/pruning.json and, where asked, a picture."""
     asked = _arguments()
-    context.prepare_torch("cpu", 1)
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="modelpress-bench-") as folder:
-        bench = Bench(Path(folder), asked.epochs)
-        for seed in range(asked.seeds):
-            bench.run(seed)
-            print(f"seed {seed}: {time.perf_counter() - began:.0f} s", flush=True)
-    curves, fewest = bench.curves(), bench.fewest()
+    runs = _seeds.each(partial(measure, epochs=asked.epochs), asked.seeds, asked.processes)
+    curves, chosen = (_curves.joined(of_split) for of_split in zip(*runs, strict=True))
+    fewest = {t.name: _fewest(v, t) for t, v in zip(curves, chosen, strict=True)}
     _show(curves, fewest, asked.seeds)
     figures = {
         **{name: getattr(asked, name) for name in ("seeds", "epochs")},
@@ -68,15 +64,23 @@ def main() -> None:
         print(f"drawn in {_curves.draw(curves, title, asked.plots / 'pruning.svg')}")
 
 
+def measure(seed: int, *, epochs: int) -> tuple[list[Curve], list[Curve]]:
+    """The curves of each method, on the test images and on those that choose."""
+    context.prepare_torch("cpu", 1)
+    with tempfile.TemporaryDirectory(prefix="modelpress-bench-") as folder:
+        bench = Bench(Path(folder), epochs)
+        bench.run(seed)
+    return bench.curves("test"), bench.curves("validation")
+
+
 class Bench:
-    """Accuracies by method, on the test images and on those that choose."""
+    """Accuracies of one seed, by split and method."""
 
     def __init__(self, work: Path, epochs: int) -> None:
         self._work, self._epochs = work, epochs
         self._splits = _mnist.splits()
         _mnist.save(self._splits, work)
-        self._test: Scores = defaultdict(lambda: defaultdict(list))
-        self._validation: Scores = defaultdict(lambda: defaultdict(list))
+        self._scores: dict[str, Scores] = defaultdict(lambda: defaultdict(dict))
 
     def run(self, seed: int) -> None:
         """A dense network, pruned at once and in rounds, by us and by torch."""
@@ -89,14 +93,17 @@ class Bench:
         self._ours(path, seed)
         self._torch(network)
 
-    def curves(self) -> list[Curve]:
-        """One for each method, on the test images."""
-        return list(_curves_of(self._test).values())
-
-    def fewest(self) -> dict[str, dict[str, float]]:
-        """How far each method may go."""
-        test, validation = _curves_of(self._test), _curves_of(self._validation)
-        return {method: _fewest(validation[method], test[method]) for method in test}
+    def curves(self, split: str) -> list[Curve]:
+        """One for each method."""
+        return [
+            Curve(
+                name=method,
+                x="fraction of weights kept",
+                y="accuracy",
+                points=tuple(CurvePoint(x=kept, mean=points[kept]) for kept in sorted(points)),
+            )
+            for method, points in self._scores[split].items()
+        ]
 
     def _ours(self, path: Path, seed: int) -> None:
         rounds = dense = formats.load(path)
@@ -133,10 +140,10 @@ class Bench:
         return _in_runtime(path)
 
     def _record(self, method: str, kept: float, predict: Predict) -> None:
-        for name, scores in (("test", self._test), ("validation", self._validation)):
+        for name in ("test", "validation"):
             split = self._splits[name]
             right = predict(split.images).argmax(1) == split.labels
-            scores[method][kept].append(float(right.mean()))
+            self._scores[name][method][kept] = float(right.mean())
 
 
 def _in_runtime(path: Path) -> Predict:
@@ -156,18 +163,6 @@ def _in_torch(network: nn.Module) -> Predict:
         return scores
 
     return predict
-
-
-def _curves_of(scores: Scores) -> dict[str, Curve]:
-    return {
-        method: Curve(
-            name=method,
-            x="fraction of weights kept",
-            y="accuracy",
-            points=tuple(_tally.point(kept, points[kept]) for kept in sorted(points)),
-        )
-        for method, points in scores.items()
-    }
 
 
 def _fewest(validation: Curve, test: Curve) -> dict[str, float]:
@@ -201,6 +196,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pruning", description=__doc__)
     parser.add_argument("--seeds", type=int, default=3, help="runs (default: 3)")
     parser.add_argument("--epochs", type=int, default=5, help="of each training (default: 5)")
+    parser.add_argument("--processes", type=int, default=1, help="runs at once (default: 1)")
     parser.add_argument("--quick", action="store_true", help="one seed, 2 epochs")
     parser.add_argument("--plots", type=Path, help="directory of the picture")
     asked = parser.parse_args()
