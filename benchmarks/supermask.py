@@ -43,6 +43,8 @@ WIDTHS = (784, 300, 100, 10)
 KEPT = 0.1
 TRAINING = FineTune(epochs=10, learning_rate=1.2e-3, batch_size=60)
 FINE_TUNE = FineTune(epochs=5, learning_rate=1e-3, batch_size=60)
+LEARNING_RATE = 100.0
+"""Of the mask's scores, the paper's."""
 VARIANTS = {
     "random weights": {"weights": "random", "rescale": False},
     "random weights, rescaled": {"weights": "random", "rescale": True},
@@ -171,7 +173,8 @@ class Bench:
         self._masks["mask of the trained net on its initial weights"].append(accuracy(result, ctx))
 
     def _supermask(self, name: str, options: Mapping[str, Any], ctx: Context) -> None:
-        step = PruneSupermask(training={"epochs": self._epochs}, **options)
+        training = {"epochs": self._epochs, "learning_rate": LEARNING_RATE}
+        step = PruneSupermask(training=training, **options)
         ctx = ctx.for_step(1, context.silent)
         result = passes.apply(ctx.source.clone(), step, ctx)
         self._masks[name].append(accuracy(result, ctx))

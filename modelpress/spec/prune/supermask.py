@@ -14,7 +14,7 @@ class MaskTraining(FineTune):
 
     epochs: int = Field(default=60, ge=1, le=10_000, description="Passes over the train split.")
     learning_rate: float = Field(
-        default=100.0,
+        default=20.0,
         gt=0,
         le=100_000,
         description="Peak learning rate of the mask's scores, whose gradients are small; decays to zero by a cosine.",
