@@ -59,8 +59,9 @@ class Capability(_Frozen):
 class ModelInspection(_Frozen):
     """What is in a model."""
 
-    format: Literal["onnx", "pt2"] = Field(
-        description="Format of the file: 'onnx', or 'pt2' of torch.export, which was converted to ONNX."
+    format: Literal["onnx", "onnx_zip", "pt2"] = Field(
+        description="Format of the file: 'onnx'; 'onnx_zip', a zip of an ONNX model and the files that hold its weights, "
+        "which became one file; or 'pt2' of torch.export, which was converted to ONNX."
     )
     opset: int = Field(description="Version of the default ONNX operator set.")
     producer: str = Field(default="", description="What exported it, as the file says.")

@@ -11,7 +11,7 @@ from pathlib import Path
 from modelpress.spec import order
 from modelpress.spec.inspection import ModelInspection
 from workers.engine import capabilities, data, formats, outbox
-from workers.engine.formats import inspection
+from workers.engine.formats import bundle, inspection
 
 CONVERTER = "workers.engine.formats.torch_export"
 """Loaded by name: torch's exporter takes seconds, which an ONNX file does not wait for."""
@@ -42,6 +42,10 @@ def _inspect_model(jobdir: Path, path: Path, teller: outbox.Teller) -> ModelInsp
     found = formats.format_of(path)
     if found == "onnx":
         return _look(jobdir, path, teller)
+    if found == "onnx_zip":
+        formats.save(bundle.load(path, jobdir / order.WORK), jobdir / order.CONVERTED)
+        looked = _look(jobdir, jobdir / order.CONVERTED, teller)
+        return looked.model_copy(update={"format": found})
     converter = importlib.import_module(CONVERTER)
     graph = converter.convert(path, jobdir / order.WORK, teller.tell)
     formats.save(graph, jobdir / order.CONVERTED)

@@ -14,6 +14,9 @@ from workers.engine.graph import Graph, verify
 INLINE_BYTES = 2**31 - 1
 """Protobuf's own limit: larger models keep their weights in a second file."""
 
+ROOM_BYTES = 2**20
+"""Left for everything but weights."""
+
 
 def load(path: Path) -> Graph:
     """Read a model that keeps the limits, in the one form that every pass sees.
@@ -36,6 +39,12 @@ def load(path: Path) -> Graph:
     return graph
 
 
+def weight_bytes(graph: Graph) -> int:
+    """Bytes of all initializers."""
+    tensors = (value.const_value for value in graph.initializers.values())
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
 def save(graph: Graph, path: Path, *, inline_bytes: int = INLINE_BYTES) -> None:
     """Write a model; the same graph gives the same bytes. Weights go to PATH.data when they are too many.
 
@@ -47,10 +56,7 @@ def save(graph: Graph, path: Path, *, inline_bytes: int = INLINE_BYTES) -> None:
         inline_bytes: Largest file that holds its own weights.
     """
     unfinished = path.with_name(f".{path.name}.unfinished")
-    weights = sum(
-        value.const_value.nbytes for value in graph.initializers.values() if value.const_value
-    )
-    if weights + 2**20 < inline_bytes:
+    if weight_bytes(graph) + ROOM_BYTES < inline_bytes:
         inside = ir.external_data.load_to_model(graph.model.clone())
         data = ir.to_proto(inside).SerializeToString(deterministic=True)
         unfinished.write_bytes(data)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from workers.engine.errors import BadModel, Unsupported
 
-Format = Literal["onnx", "pt2"]
+Format = Literal["onnx", "onnx_zip", "pt2"]
 
 _EXPORT = (
     "save torch.export.export(model.eval(), (example,)) with torch.export.save, or export to ONNX"
@@ -52,10 +52,15 @@ def _format_of_zip(path: Path) -> Format:
         return "pt2"
     if "serialized_exported_program.json" in tops:
         return "pt2"
+    if any(name.endswith(".onnx") for name in tops):
+        return "onnx_zip"
     if "constants.pkl" in names:
         raise Unsupported(f"the file is TorchScript; {_RUNS_CODE}", hint=_EXPORT)
     if "data.pkl" in names:
         raise Unsupported(
             f"the file was written by torch.save and is a pickle; {_RUNS_CODE}", hint=_EXPORT
         )
-    raise BadModel("the file is a zip, but not one that torch.export.save writes", hint=_EXPORT)
+    raise BadModel(
+        "the file is a zip, but not one that torch.export.save writes, nor one of an ONNX model and its weights",
+        hint=_EXPORT,
+    )

@@ -132,7 +132,7 @@ def _external_size(file: Path, owner: str, location: str) -> int:
     except (OSError, ValueError):
         raise BadModel(
             f"{owner} keeps its data in '{location[:64]}', which is not next to the model",
-            hint="save the model with its weights inside",
+            hint="send a zip of the model and that file, or save the model with its weights inside",
         ) from None
     if not stat.S_ISREG(found.st_mode):
         raise BadModel(f"{owner} keeps its data in '{location[:64]}', which is no regular file")
