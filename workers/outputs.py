@@ -68,6 +68,8 @@ def finished_report(jobdir: Path, asked: order.CompressOrder) -> Report:
     _require(verified, "the artifact was not verified")
     _require(judged == list(asked.constraints), "the report judges other constraints")
     _require(0 < len(found.artifacts) <= MAX_ARTIFACTS, f"{len(found.artifacts)} artifacts")
+    made = {info.format for info in found.artifacts}
+    _require(made >= set(asked.formats), f"the formats are {sorted(made)}")
     return found
 
 

@@ -7,6 +7,7 @@ import pytest
 from sqlalchemy import select
 
 from app import accounts, catalogue, db, errors, ids, tables
+from app.claims import StoredFile
 from app.tables import Dataset, Job, Model
 from modelpress.spec.inspection import ModelInspection, TensorInfo
 from modelpress.spec.state import Failure
@@ -75,6 +76,21 @@ def test_inspection_opens_a_model(project_id: str) -> None:
 
     assert found.state == "ready"
     assert ModelInspection.model_validate(found.inspection) == INSPECTION
+
+
+def test_inspection_of_a_converted_model_names_the_file_that_jobs_use(project_id: str) -> None:
+    converted = StoredFile("model.onnx", "onnx", "1" * 64, 7)
+    with db.transaction() as session:
+        model = _model(project_id)
+        job = catalogue.inspection(model)
+        session.add_all([model, job])
+        session.flush()
+        found = INSPECTION.model_copy(update={"format": "pt2"})
+        catalogue.record_inspection(session, job, found, converted=converted)
+        model_id = model.id
+    with db.transaction() as session:
+        kept = session.get_one(Model, model_id)
+        assert (kept.sha256, kept.onnx_sha256, kept.onnx_size_bytes) == ("0" * 64, "1" * 64, 7)
 
 
 def test_failed_inspection_rejects_a_model_with_the_reason(project_id: str) -> None:

@@ -23,11 +23,11 @@ class Convolutional(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(1, 8, 3, padding=1)
+        self.conv = nn.Conv2d(1, 8, 3, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(8)
         self.act = nn.ReLU(inplace=True)
         self.drop = nn.Dropout(0.1)
-        self.fc = nn.Linear(8, 4)
+        self.fc = nn.Linear(8, 10)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return self.fc(self.drop(self.act(self.bn(self.conv(image))).mean((2, 3))))

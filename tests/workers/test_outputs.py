@@ -11,6 +11,7 @@ import pytest
 
 from modelpress.spec import order, report
 from modelpress.spec.constraint import Constraint, judge
+from tests import actor
 from tests.workers import reports
 from workers import outputs
 from workers.jobdir import HostileOutput
@@ -185,3 +186,21 @@ def test_inspection_of_another_kind_of_file_is_refused(tmp_path: Path) -> None:
     assert outputs.inspection(tmp_path, data).samples == 3
     with pytest.raises(HostileOutput, match="malformed"):
         outputs.inspection(tmp_path, data.model_copy(update={"kind": "model"}))
+
+
+def test_report_without_a_format_that_was_asked_for_is_refused(tmp_path: Path) -> None:
+    asked = ASKED.model_copy(update={"formats": ("onnx", "pt2")})
+    reports.leave(tmp_path, reports.finished())
+    with pytest.raises(HostileOutput, match="formats"):
+        outputs.finished_report(tmp_path, asked)
+
+
+def test_converted_model_is_measured_and_must_be_there(tmp_path: Path) -> None:
+    found = actor.MODEL.model_copy(update={"format": "pt2"})
+    with pytest.raises(HostileOutput, match="missing"):
+        outputs.converted(tmp_path, found, max_bytes=100)
+    (tmp_path / order.OUTPUT).mkdir()
+    (tmp_path / order.CONVERTED).write_bytes(reports.CONTENT)
+    [made] = outputs.converted(tmp_path, found, max_bytes=100)
+    assert (made.name, made.sha256) == ("model.onnx", reports.artifact().sha256)
+    assert outputs.converted(tmp_path, actor.MODEL, max_bytes=100) == ()

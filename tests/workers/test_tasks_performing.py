@@ -14,7 +14,7 @@ from app.accounts import Principal
 from app.tables import Artifact, Attempt, Model
 from modelpress.spec.state import JobState
 from tests import acting, making, servers
-from workers import drain, performing
+from workers import drain, performing, staging
 
 
 @pytest.fixture
@@ -186,3 +186,16 @@ def test_damaged_file_in_the_store_is_noticed_before_it_is_used(
     job_id = making.job(me)
     assert perform(job_id) is JobState.FAILED
     assert making.row(job_id).failure["code"] == "damaged_file"
+
+
+def test_job_gets_what_an_upload_was_converted_to(me: Principal, tmp_path: Path) -> None:
+    making.store(me, tmp_path / "scratch", b"converted")
+    model_id = making.model(me)
+    job_id = making.job(me, model_id=model_id)
+    with db.transaction() as session:
+        session.get_one(Model, model_id).onnx_sha256 = making.digest(b"converted")
+        claim = jobs.claim(session, job_id, owner="w1", sandbox="none")
+    assert claim is not None
+    (tmp_path / "job").mkdir()
+    staging.stage(claim, tmp_path / "job", sandbox="none")
+    assert (tmp_path / "job/input/model.onnx").read_bytes() == b"converted"

@@ -60,6 +60,12 @@ def test_normalization_is_kept_and_parameters_keep_their_names(graphs: dict[str,
     assert wanted <= set(graph.initializers)
 
 
+def test_convolution_without_bias_gets_none(graphs: dict[str, Graph]) -> None:
+    [conv] = [node for node in graphs["convolutional"].nodes if node.op_type == "Conv"]
+    assert len(conv.inputs) == 2
+    assert "Expand" not in {node.op_type for node in graphs["convolutional"].nodes}
+
+
 def test_tied_weights_stay_one(graphs: dict[str, Graph]) -> None:
     large = [name for name, v in graphs["tied"].initializers.items() if v.const_value.size == 160]
     assert len(large) == 1

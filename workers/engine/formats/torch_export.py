@@ -29,6 +29,9 @@ STATIC = (
     "dynamic_shapes=({0: torch.export.Dim.AUTO},) jobs may choose their own"
 )
 
+_CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
+_SHAPING = frozenset({"Cast", "CastLike", "Expand", "Reshape"})
+
 Tell = Callable[[float, str], None]
 
 
@@ -50,6 +53,8 @@ def convert(path: Path, work: Path, tell: Tell = lambda fraction, message: None)
     model = _model(program)
     tell(0.8, "checking the converted model")
     _tie(model.graph)
+    _drop_zero_biases(model.graph)
+    common.RemoveUnusedNodesPass()(model)
     _name_batch(model.graph)
     scratch = work / "converted.onnx"
     ir.save(model, scratch)
@@ -115,6 +120,25 @@ def _identity(value: ir.Value) -> object:
     if not isinstance(raw, torch.Tensor) or raw.numel() == 0:
         return None
     return raw.data_ptr(), raw.dtype, tuple(raw.shape), raw.stride()
+
+
+def _drop_zero_biases(graph: ir.Graph) -> None:
+    """Leaves out the zeros that the exporter computes for a convolution without bias; in place.
+
+    Conv(x, w, Expand(CastLike(0, x), Shape(w))) -> Conv(x, w)
+    """
+    for node in graph:
+        if node.op_type in _CONVOLUTIONS and len(node.inputs) > 2 and _is_zero(node.inputs[2]):
+            node.resize_inputs(2)
+
+
+def _is_zero(value: ir.Value | None) -> bool:
+    while value is not None and (node := value.producer()) is not None:
+        if node.op_type not in _SHAPING:
+            break
+        value = node.inputs[0]
+    known = None if value is None else ir.convenience.get_const_tensor(value)
+    return known is not None and not known.numpy().any()
 
 
 def _name_batch(graph: ir.Graph) -> None:

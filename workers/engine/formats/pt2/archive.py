@@ -33,7 +33,7 @@ _OBJECT = re.compile(r"data/constants/(custom_obj|opaque_obj)_\d+")
 _COMPILED = re.compile(r"data/aotinductor/.*")
 _EARLY = frozenset({"serialized_exported_program.json", "serialized_state_dict.pt", "version"})
 
-_AGAIN = "save it again with torch.export.save of torch 2.9 or newer, or export the model to ONNX"
+_AGAIN = "save it again with torch.export.save of torch 2.13 or newer, or export the model to ONNX"
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 
 

@@ -139,7 +139,7 @@ def _check_version(content: Any) -> None:
     if major != MAJOR:
         raise BadModel(
             f"the program is of version {major!a:.32} of torch's schema; version {MAJOR} is read",
-            hint="export and save it again with torch 2.9 or newer",
+            hint="export and save it again with torch 2.13 or newer",
         )
 
 
