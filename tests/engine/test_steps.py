@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 
+from modelpress.spec.prune import Controls
 from modelpress.spec.recipe import STEPS
 from modelpress.spec.step import FineTune, Step
 from tests.engine import jobs, nets
@@ -29,6 +30,11 @@ VARIANTS: dict[str, Step] = {
     "prune.magnitude/pattern": STEPS["prune.magnitude"](pattern="1:2"),
     "prune.channels": STEPS["prune.channels"](fraction=0.5),
     "prune.channels/global": STEPS["prune.channels"](fraction=0.4, scope="global", criterion="l1"),
+    "prune.channels/controls": STEPS["prune.channels"](
+        fraction=0.5,
+        fine_tune=FineTune(epochs=1, batch_size=48),
+        controls=Controls(scratch_e=True),
+    ),
     "prune.channels/taylor": STEPS["prune.channels"](
         macs_ratio=1.5,
         round_to=1,
@@ -72,7 +78,7 @@ def case(request, tmp_path):
     step = VARIANTS[variant]
     model, graph = jobs.load(net, tmp_path)
     train = jobs.dataset_of(model) if step.needs_data else None
-    return step, model, graph, jobs.context_of(graph, tmp_path, train)
+    return step, model, graph, jobs.context_of(graph.clone(), tmp_path, train)
 
 
 def exported(graph: Graph, path: Path) -> bytes:

@@ -17,6 +17,7 @@ def measure(graph: Graph, ctx: Context) -> Quality:
 
     Raises:
         ExportMismatch: ONNX Runtime can't run it, or its outputs have other names or shapes than the uploaded model's.
+        Diverged: it answers NaN.
     """
     assert ctx.eval is not None, "a job with data has an eval split"
     path = ctx.work / _FILE
@@ -24,7 +25,8 @@ def measure(graph: Graph, ctx: Context) -> Quality:
     try:
         return quality.measure(path, ctx.eval, _reference(ctx), threads=ctx.threads)
     finally:
-        path.unlink()
+        for file in path.parent.glob(f"{_FILE}*"):  # weights above 2 GiB are in a file beside
+            file.unlink()
 
 
 def _reference(ctx: Context) -> Reference:
