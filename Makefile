@@ -17,7 +17,7 @@ STAMP := $(VENV)/.installed-$(EXTRAS)
 .PHONY: help setup demo test check lint fix docs bench serve migrate image lock clean distclean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Create .venv and install everything; instant when nothing changed
 
@@ -61,6 +61,12 @@ bench: ## Run every benchmark beside its peers; tables here, JSON in bench-outpu
 	@$(MAKE) setup EXTRAS=bench
 	$(BIN)/python -m benchmarks
 
+.PHONY: bench-coverage
+bench-coverage: setup ## Prune every family of architectures beside the peer (hours); writes docs/coverage.md
+	@PYTHON=$(PYTHON) VENV=$(VENV)-coverage deploy/venv.sh
+	$(VENV)-coverage/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/coverage/requirements.txt
+	$(BIN)/python -m benchmarks.coverage --peer-python $(VENV)-coverage/bin/python
+
 serve: setup ## Start the embedded service on this machine
 	$(BIN)/modelpress serve
 
@@ -83,4 +89,4 @@ clean: ## Remove what demo, tests and benchmarks left
 	find . -name __pycache__ -not -path './$(VENV)/*' -type d -prune -exec rm -rf {} +
 
 distclean: clean ## Remove .venv too
-	rm -rf $(VENV) $(VENV)-lock
+	rm -rf $(VENV) $(VENV)-lock $(VENV)-coverage
