@@ -15,7 +15,7 @@ Ratio = Callable[[Removed], float]
 TOLERANCE = 1.005
 """A ratio up to so far above the one asked for is no reason to search on."""
 MOST_TIMINGS = 8
-_MOST_BLOCKS = 100
+_MOST_BLOCKS = 64
 _STEPS = 14
 """Halvings of the search: the fraction is found to 0.01 %."""
 _ENOUGH = 1.05
