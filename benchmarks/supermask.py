@@ -43,8 +43,6 @@ WIDTHS = (784, 300, 100, 10)
 KEPT = 0.1
 TRAINING = FineTune(epochs=10, learning_rate=1.2e-3, batch_size=60)
 FINE_TUNE = FineTune(epochs=5, learning_rate=1e-3, batch_size=60)
-LEARNING_RATE = 100.0
-"""Of the mask's scores, the paper's."""
 VARIANTS = {
     "random weights": {"weights": "random", "rescale": False},
     "random weights, rescaled": {"weights": "random", "rescale": True},
@@ -67,17 +65,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.supermask", description=__doc__)
     parser.add_argument("--seeds", type=int, default=3, help="runs of everything (default: 3)")
     parser.add_argument("--epochs", type=int, default=20, help="of a mask (default: 20)")
+    parser.add_argument(
+        "--learning-rate", type=float, default=100.0, help="of a mask (default: 100, the paper's)"
+    )
     asked = parser.parse_args()
     context.prepare_torch("cpu", 1)
     began = time.perf_counter()
     splits = mnist()
     with tempfile.TemporaryDirectory(prefix="modelpress-bench-") as folder:
-        bench = Bench(Path(folder), splits, asked.epochs)
+        training = {"epochs": asked.epochs, "learning_rate": asked.learning_rate}
+        bench = Bench(Path(folder), splits, training)
         for seed in range(asked.seeds):
             bench.run(seed)
             print(f"seed {seed} done after {time.perf_counter() - began:.0f} s", flush=True)
     bench.show()
-    figures = {"seeds": asked.seeds, "epochs": asked.epochs, **bench.figures()}
+    figures = {"seeds": asked.seeds, "training": training, **bench.figures()}
     figures["seconds"] = round(time.perf_counter() - began, 1)
     print(f"written to {_record.write('supermask', figures)}")
 
@@ -123,8 +125,10 @@ def lenet(path: Path) -> Graph:
 class Bench:
     """Accuracies by row, one for each seed."""
 
-    def __init__(self, work: Path, splits: tuple[data.Dataset, data.Dataset], epochs: int) -> None:
-        self._work, self._epochs = work, epochs
+    def __init__(
+        self, work: Path, splits: tuple[data.Dataset, data.Dataset], training: dict[str, Any]
+    ) -> None:
+        self._work, self._training = work, training
         self._train, self._test = splits
         self._net = lenet(work / "lenet.onnx")
         self._masks: Scores = defaultdict(list)
@@ -173,8 +177,7 @@ class Bench:
         self._masks["mask of the trained net on its initial weights"].append(accuracy(result, ctx))
 
     def _supermask(self, name: str, options: Mapping[str, Any], ctx: Context) -> None:
-        training = {"epochs": self._epochs, "learning_rate": LEARNING_RATE}
-        step = PruneSupermask(training=training, **options)
+        step = PruneSupermask(training=self._training, **options)
         ctx = ctx.for_step(1, context.silent)
         result = passes.apply(ctx.source.clone(), step, ctx)
         self._masks[name].append(accuracy(result, ctx))
@@ -191,7 +194,7 @@ class Bench:
     def _peer(self, seed: int) -> None:
         """SupermaskLinear of torchao, on the weights that ours has, at 50 % kept as ours ends up with."""
         try:
-            found = peer(self._net, seed, self._train, self._test, self._epochs)
+            found = peer(self._net, seed, self._train, self._test, self._training["epochs"])
         except Exception as failure:  # a peer that can't run is a row, too
             self._peer_failure = f"FAIL: {type(failure).__name__}: {failure}"
         else:
