@@ -82,9 +82,9 @@ def test_inspection_of_a_converted_model_names_the_file_that_jobs_use(project_id
     converted = StoredFile("model.onnx", "onnx", "1" * 64, 7)
     with db.transaction() as session:
         model = _model(project_id)
-        job = catalogue.inspection(model)
-        session.add_all([model, job])
+        session.add(model)
         session.flush()
+        job = catalogue.inspection(model)
         found = INSPECTION.model_copy(update={"format": "pt2"})
         catalogue.record_inspection(session, job, found, converted=converted)
         model_id = model.id
