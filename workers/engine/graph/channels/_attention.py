@@ -13,8 +13,8 @@ from workers.engine.graph.channels._shadow import Shadow
 
 Tensor = torch.Tensor
 
-HEADS = 0
-"""Of the axes [heads, width] of a packed operand's channels, the first."""
+HEADS, WIDTH = 0, 1
+"""Axes of a packed operand's channels, [heads, width]."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,22 @@ def _packed(node: Node, slot: int) -> _Labels:
     name = "q_num_heads" if slot == 0 else "kv_num_heads"
     rows = node.along(slot, 2).reshape(node.attribute(name, 1), -1)
     none = torch.zeros_like(rows)
-    if node.kept_axis == HEADS:
-        node.choose(HEADS)
+    by_heads = _by_heads(node)
+    node.choose(HEADS if by_heads else WIDTH)
+    if by_heads:
         node.unify(rows, rows[:, :1])
         if slot < 2:
             node.count(name, rows[:, 0])
         return _Labels(rows[:, 0], none[0])
     node.unify(rows, rows[:1])
     return _Labels(none[:, 0], rows[0])
+
+
+def _by_heads(node: Node) -> bool:
+    """Whether heads are told apart: where that was asked for, or where there are more of them than places in each."""
+    if node.kept_axis >= 0:
+        return node.kept_axis == HEADS
+    return bool(node.attribute("q_num_heads", 1) ** 2 > node.shape(0)[2])
 
 
 def _mask(node: Node, heads: Tensor) -> None:

@@ -37,9 +37,8 @@ class Cut:
     value: str
     """What it makes."""
     heads: int
+    """Axis of what it makes; where it makes no such axis but cuts for itself, of [heads, width]."""
     width: int
-    is_inside: bool = False
-    """Whether the node cuts for itself: the axes are then those of [heads, width]."""
 
     def axis(self, choice: Choice) -> int:
         """The axis that keeps its channels apart."""
@@ -71,7 +70,7 @@ class _Search:
         if not self._is_attention(step):
             return set(), []
         if step.operator.name == "Attention" and len(self.flow.shapes[step.inputs[0]]) == 3:
-            return {step.name}, [Cut(step.name, step.outputs[0], 0, 1, True)]
+            return {step.name}, [Cut(step.name, step.outputs[0], 0, 1)]
         nodes, made = {step.name}, []
         for heads, widths in _axes(step, [self.flow.shapes[name] for name in step.inputs[:3]]):
             source, axis = self.source(heads)

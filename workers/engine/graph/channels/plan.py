@@ -184,9 +184,7 @@ def _usual(plan: Plan, site: Sequence[Cut]) -> Choice:
 
 
 def _kept_axis(plan: Plan, cut: Cut) -> int:
-    if cut.node in plan.flow.book.kept_axes:
-        return plan.flow.book.kept_axes[cut.node]
-    return cut.width if cut.is_inside else plan.flow.book.shadows[cut.value].axis
+    return plan.flow.book.chosen_axes.get(cut.node, -1)
 
 
 def _is_free(plan: Plan, cut: Cut) -> bool:
