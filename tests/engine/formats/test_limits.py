@@ -288,15 +288,17 @@ def test_names_are_short_and_printable(tmp_path, name):
     assert error.message.isprintable()
 
 
-def test_metadata_of_the_model_is_kept_that_of_nodes_dropped_and_large_refused(tmp_path):
+def test_metadata_of_the_model_is_kept_that_of_graph_and_nodes_dropped_and_large_refused(tmp_path):
     model = _model([_relu()])
     model.metadata_props.add(key="classes", value="cat,dog")
     model.graph.node[0].metadata_props.add(key="trace", value="file.py line 1")
+    model.graph.metadata_props.add(key="signature", value="v" * 2**17)
     path = tmp_path / "model.onnx"
     onnx.save(model, path)
     formats.save(formats.load(path), path)
     assert onnx.load(path).metadata_props[0].value == "cat,dog"
     assert not onnx.load(path).graph.node[0].metadata_props
+    assert not onnx.load(path).graph.metadata_props
     model.metadata_props.add(key="large", value="v" * 2**17)
     _refused(tmp_path, model, match="metadata")
 

@@ -29,6 +29,8 @@ MAX_VALUES = 800_000
 """Operands, results, initializers and described values together."""
 MAX_NAME = 256
 MAX_METADATA_BYTES = 2**16
+MAX_GRAPH_METADATA_BYTES = 2**24
+"""What exporters note of a graph grows with it, and is dropped at load."""
 
 CONVERTED = frozenset(
     {"ai.onnx.ml::ArrayFeatureExtractor", "ai.onnx.ml::Scaler", "Upsample", "Scatter"}
@@ -86,7 +88,7 @@ def _check_model(walk: _Walk, view: memoryview) -> None:
             hint="upload the .onnx file that your framework's exporter writes",
         )
     _check_opset(walk, model.many(8))
-    _check_metadata(walk, model.many(14), "the model")
+    _check_metadata(model.many(14), "the model")
     functions = _functions(walk, model.many(25))
     walk.functions = frozenset(functions)
     calls = _check_graph(walk, graph, 0)
@@ -118,7 +120,7 @@ def _functions(walk: _Walk, views: list[memoryview]) -> dict[str, Counter[str]]:
     functions = {}
     for name, message in zip(names, messages, strict=True):
         check_name(name, "a function")
-        _check_metadata(walk, message.many(14), f"function {name}")
+        _check_metadata(message.many(14), f"function {name}")
         _names(message.many(4) + message.many(5) + message.many(6))
         for attribute in message.many(11):
             _check_attribute(walk, attribute, 0, Counter())
@@ -134,7 +136,7 @@ def _check_graph(walk: _Walk, view: memoryview, depth: int) -> Counter[str]:
     if graph.many(15):
         raise Unsupported("sparse initializers are not supported")
     check_name(graph.text(2), "a graph")
-    _check_metadata(walk, graph.many(16), "a graph")
+    _check_metadata(graph.many(16), "a graph", MAX_GRAPH_METADATA_BYTES)
     made: set[str] = set()
     for tensor in graph.many(5):
         _make(tensor_limits.check(walk.reader, tensor, walk.path), made)
@@ -170,7 +172,7 @@ def _check_node(walk: _Walk, node: wire.Message, depth: int, calls: Counter[str]
     check_name(name, "a node")
     for text in (op_type, domain, node.text(8)):
         check_name(text, f"node '{name}'")
-    _check_metadata(walk, node.many(9), f"node '{name}'")
+    _check_metadata(node.many(9), f"node '{name}'")
     _count_values(walk, len(node.many(1)) + len(node.many(2)))
     _names(node.many(1))
     called = _overloaded(domain, op_type, node.text(8))
@@ -203,7 +205,7 @@ def _check_attribute(walk: _Walk, view: memoryview, depth: int, calls: Counter[s
 def _check_value_info(walk: _Walk, view: memoryview) -> None:
     info = walk.reader.read(view)
     check_name(info.text(1), "a value")
-    _check_metadata(walk, info.many(4), f"value '{info.text(1)}'")
+    _check_metadata(info.many(4), f"value '{info.text(1)}'")
     if (type_ := info.message(2)) is not None:
         _check_type(walk, type_, 0)
 
@@ -233,12 +235,12 @@ def _check_shape(walk: _Walk, view: memoryview) -> None:
         tensor_limits.check_size(dim.integers(1)[-1:] or [1], "a value")
 
 
-def _check_metadata(walk: _Walk, entries: list[memoryview], owner: str) -> None:
+def _check_metadata(
+    entries: list[memoryview], owner: str, limit: int = MAX_METADATA_BYTES
+) -> None:
     total = sum(len(entry) for entry in entries)
-    if total > MAX_METADATA_BYTES:
-        raise BadModel(
-            f"{owner} has {total:,} bytes of metadata; the limit is {MAX_METADATA_BYTES:,}"
-        )
+    if total > limit:
+        raise BadModel(f"{owner} has {total:,} bytes of metadata; the limit is {limit:,}")
 
 
 def _names(views: list[memoryview]) -> list[str]:
