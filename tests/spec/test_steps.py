@@ -16,7 +16,7 @@ KINDS = sorted(recipe.STEPS)
 REQUIRED: dict[str, dict[str, Any]] = {
     "prune.magnitude": {"sparsity": 0.5},
     "prune.channels": {"fraction": 0.5},
-    "prune.lottery": {"rounds": 2, "fine_tune": {}},
+    "prune.lottery": {"rounds": 2},
 }
 
 
