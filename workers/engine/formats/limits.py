@@ -235,9 +235,7 @@ def _check_shape(walk: _Walk, view: memoryview) -> None:
         tensor_limits.check_size(dim.integers(1)[-1:] or [1], "a value")
 
 
-def _check_metadata(
-    entries: list[memoryview], owner: str, limit: int = MAX_METADATA_BYTES
-) -> None:
+def _check_metadata(entries: list[memoryview], owner: str, limit: int = MAX_METADATA_BYTES) -> None:
     total = sum(len(entry) for entry in entries)
     if total > limit:
         raise BadModel(f"{owner} has {total:,} bytes of metadata; the limit is {limit:,}")
