@@ -62,7 +62,7 @@ def _layer(graph: Graph, node: ir.Node) -> Layer | None:
     if kind == "MatMul" and rank != 2:
         return None
     out_axis, in_axis = _axes(kind, node)
-    return Layer(node, weight.name, _bias(graph, node, kind), out_axis, in_axis, kind)  # type: ignore[arg-type]
+    return Layer(node, weight.name, _bias(node, kind), out_axis, in_axis, kind)  # type: ignore[arg-type]
 
 
 def _axes(kind: str, node: ir.Node) -> tuple[int, int]:
@@ -72,15 +72,15 @@ def _axes(kind: str, node: ir.Node) -> tuple[int, int]:
     return 1, 0
 
 
-def _bias(graph: Graph, node: ir.Node, kind: str) -> str | None:
+def _bias(node: ir.Node, kind: str) -> str | None:
     if kind != "MatMul":
         bias = node.inputs[2] if len(node.inputs) > 2 else None
-        return bias.name if bias is not None and bias.name in graph.initializers else None
+        return bias.name if bias is not None and bias.is_initializer() else None
     uses = list(node.outputs[0].uses())
     if len(uses) != 1 or uses[0].node.op_type != "Add":
         return None
     other = uses[0].node.inputs[1 - uses[0].idx]
-    if other is None or other.name not in graph.initializers or len(other.shape or ()) != 1:
+    if other is None or not other.is_initializer() or len(other.shape or ()) != 1:
         return None
     return other.name
 

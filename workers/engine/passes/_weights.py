@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from workers.engine.graph import Graph, edit, fold
+from workers.engine.graph import Graph, edit, fold, plain
 
 
 def turn(graph: Graph, *, copy_shared: bool = False) -> None:
@@ -14,9 +14,10 @@ def turn(graph: Graph, *, copy_shared: bool = False) -> None:
     w -> Transpose -> MatMul    becomes    w.T -> MatMul, under the same name.
 
     A weight that something else reads too is left alone, or turned as a copy where `copy_shared`. What depends on constants alone
-    is computed once.
+    is computed once, and roundabout operators are written plainly.
     """
     fold.constants(graph)
+    plain.rewrite(graph)
     for node in graph.nodes:
         value = node.inputs[0] if node.inputs else None
         if (

@@ -71,7 +71,7 @@ class Book:
 
     def axis_labels(self, name: str, axis: int) -> Tensor:
         """Labels along an axis of an initializer: the same ones whoever asks."""
-        tensor = self.graph.initializers[name].const_value
+        tensor = self.graph.model.graph.initializers[name].const_value
         assert tensor is not None
         shape = tuple(tensor.shape.numpy())
         axis, size = axis % len(shape), shape[axis]

@@ -159,9 +159,8 @@ def _sliced(tensor: torch.Tensor, kept: Mapping[int, np.ndarray]) -> torch.Tenso
 def _reshape(run: Rehearsal, step: program.Step, operands: list[Any]) -> dict[int, Wanted]:
     """-1 and 0 stay where they mean the right size."""
     told, wanted = tensors.ints(operands[1]), run.sizes(step.outputs[0])
-    if -1 in told and step.attributes.get("allowzero", 0) == 0:
-        hole = told.index(-1)
-        wanted[hole] = -1
+    if -1 in told:
+        wanted[told.index(-1)] = -1
     now = operands[0].shape
     for axis, size in enumerate(told):
         copies = size == 0 and not step.attributes.get("allowzero", 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -45,7 +45,8 @@ def overridden(graph: Graph, families: Sequence[Family], step: PruneChannels) ->
         NothingChanged: an override is the first match of no family.
     """
     own: dict[Axes, float] = {}
-    names = {family.axes: list(_names(graph, family)) for family in families}
+    inputs = {(layer.weight, layer.in_axis) for layer in match.layers(graph)}
+    names = {family.axes: list(_names(graph, family, inputs)) for family in families}
     for override in step.overrides:
         matched = {
             axes
@@ -154,9 +155,8 @@ def _change(was: tuple[int, ...], now: tuple[int, ...], out_axis: int, in_axis: 
     return ", ".join(parts)
 
 
-def _names(graph: Graph, family: Family) -> Iterator[str]:
-    """Weights of which the family is no input, and the nodes that read them."""
-    inputs = {(layer.weight, layer.in_axis) for layer in match.layers(graph)}
+def _names(graph: Graph, family: Family, inputs: Container[tuple[str, int]]) -> Iterator[str]:
+    """Weights of which the family is no input, and the nodes that read them. inputs: weights and the axes of their inputs."""
     for name, axis in family.axes:
         if (name, axis) not in inputs:
             yield name
@@ -164,7 +164,7 @@ def _names(graph: Graph, family: Family) -> Iterator[str]:
 
 
 def _readers(graph: Graph, weight: str) -> list[str]:
-    return [use.node.name or "" for use in graph.initializers[weight].uses()]
+    return [use.node.name or "" for use in graph.model.graph.initializers[weight].uses()]
 
 
 def _is_excluded(graph: Graph, weight: str, step: PruneChannels) -> bool:
