@@ -65,6 +65,23 @@ def heads_in_the_batch() -> onnx.ModelProto:
     return b.model(IMAGE, b.pooled_classifier(b.conv(x, 12, 12), 12))
 
 
+def relative_positions() -> onnx.ModelProto:
+    """Places that are added to the weights of attention come from a table, whose columns are no channels: halo attention.
+
+    There are as many places as channels, and half as many columns.
+    """
+    b = Builder(0)
+    x = b.op("AveragePool", b.conv("image", 2, 8), kernel_shape=[2, 4], strides=[2, 4])
+    x = b.op("Transpose", b.op("Reshape", x, b.ints(0, 8, 8)), perm=[0, 2, 1])
+    q, k, v = (b.op("MatMul", x, b.random(name, 8, 8)) for name in ("query", "key", "value"))
+    scores = b.op("MatMul", q, b.op("Transpose", k, perm=[0, 2, 1]))
+    places = b.op("Tile", b.op("MatMul", k, b.random("table", 8, 4)), b.ints(1, 1, 2))
+    scores = b.op("Add", scores, b.op("Transpose", places, perm=[0, 2, 1]))
+    x = b.op("MatMul", b.op("Softmax", scores, axis=-1), v)
+    x = b.op("Flatten", b.op("ReduceMean", b.op("Relu", x), axes=[1], keepdims=1))
+    return b.model(IMAGE, b.gemm(x, 8, nets.CLASSES))
+
+
 def saved(model: onnx.ModelProto, tmp_path):
     onnx.save(model, tmp_path / "net.onnx")
     return tmp_path / "net.onnx"
@@ -111,3 +128,12 @@ def test_a_size_that_is_to_be_found_follows_the_batch(tmp_path):
     for batch in (1, 3):
         found = execute.run(graph, nets.feeds(model, batch, seed=1))
         assert found["logits"].shape == (batch, nets.CLASSES)
+
+
+def test_of_channels_and_places_the_channels_are_followed(tmp_path):
+    model = relative_positions()
+    graph = pruned(model, tmp_path)
+    (value,) = (w for name, w in graph.parameters().items() if name.startswith("value"))
+    assert value.shape == (4, 4)
+    found = execute.run(graph, nets.feeds(model, 3, seed=1))
+    assert found["logits"].shape == (3, nets.CLASSES)

@@ -137,7 +137,7 @@ def contract(node: Node, terms: Sequence[str], out: str) -> Shadow:
 
 
 def _followed(node: Node, terms: Sequence[str], out: str) -> str:
-    """The letter of the result to follow: of an activation's channels before a weight's, the longest; '' for none.
+    """The letter of the result to follow: of an activation's channels before a weight's, that with the most; '' for none.
 
     Of a weight's letters that one is which was asked for.
     """
@@ -148,7 +148,7 @@ def _followed(node: Node, terms: Sequence[str], out: str) -> str:
             size = node.shape(slot)[axis]
             if letter in out and size > 1:
                 if node.varying(slot) == axis:
-                    of_activations[letter] = size
+                    of_activations[letter] = int(torch.unique(node.along(slot, axis)).numel())
                 elif node.is_initializer(slot):
                     of_weights[letter] = size
     asked = out[node.kept_axis] if node.kept_axis >= 0 else ""
