@@ -31,10 +31,10 @@ def test_defaults_are_those_of_the_spec(client: httpx.Client) -> None:
 
 
 def test_required_options_have_no_default(client: httpx.Client) -> None:
-    step = client.get("/v1/steps/prune.magnitude").json()
+    step = client.get("/v1/steps/prune.lottery").json()
 
-    assert "sparsity" in step["schema"]["required"]
-    assert "sparsity" not in step["defaults"]
+    assert "rounds" in step["schema"]["required"]
+    assert "rounds" not in step["defaults"]
 
 
 def test_unknown_step_names_the_known(client: httpx.Client) -> None:
