@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -154,9 +155,18 @@ def configure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Calla
 
 def _forget() -> None:
     if db.engine.cache_info().currsize:
+        _rest(db.engine().pool)
         db.engine().dispose()
     db.engine.cache_clear()
     settings.get.cache_clear()
+
+
+def _rest(pool: sqlalchemy.Pool) -> None:
+    """Waits for the transactions that a request which was cut off still ends in a thread: their connections come back."""
+    patience = time.monotonic() + 10
+    while isinstance(pool, sqlalchemy.QueuePool) and pool.checkedout():
+        assert time.monotonic() < patience, f"{pool.checkedout()} connections were never returned"
+        time.sleep(0.01)
 
 
 @pytest.fixture(scope="session")
