@@ -245,6 +245,15 @@ def test_compressed_or_doubled_records_are_refused(files: Files, tmp_path: Path)
         archive.open(twice)
 
 
+@pytest.mark.parametrize("limit", ["MAX_FILE_BYTES", "MAX_RECORDS", "MAX_JSON_BYTES"])
+def test_more_than_a_limit_is_refused_with_both_numbers(
+    limit: str, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive, limit, 3)
+    with pytest.raises(BadModel, match=r"has [\d,]+ (bytes|records); the limit is 3$"):
+        torch_export.convert(files["convolutional"], tmp_path)
+
+
 @pytest.mark.parametrize(
     "text",
     [
