@@ -1,4 +1,4 @@
-"""Steps that store numbers in fewer bits."""
+"""Weights and activations in 8-bit integers."""
 
 from __future__ import annotations
 
