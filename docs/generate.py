@@ -34,6 +34,7 @@ def steps() -> str:
 
 def _step(kind: str, cls: type[Step]) -> str:
     own = {name: f for name, f in cls.model_fields.items() if name not in Step.model_fields}
+    own = dict(sorted(own.items(), key=lambda each: each[0] not in cls.__annotations__))
     return "\n".join(
         [
             f"### `{kind}`\n",

@@ -6,14 +6,12 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from modelpress.spec.step import FineTune
-
 
 class Controls(BaseModel):
     """The pruned network trained from new weights: what fine-tuning gained over that is what the old weights were worth
     (Liu, Sun, Zhou, Huang, Darrell: Rethinking the Value of Network Pruning, arXiv 1810.05270).
 
-    E, the epochs of `scratch_e`, are `epochs`, or all epochs of the step's own fine-tuning.
+    E, the epochs of `scratch_e`, are `epochs`, or all epochs of the step's own training.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -55,11 +53,3 @@ class Controls(BaseModel):
         if self.max_epochs_ratio is not None and not self.scratch_b:
             raise ValueError("max_epochs_ratio limits scratch_b, which is not asked for")
         return self
-
-
-def check(controls: Controls | None, fine_tune: FineTune | None) -> None:
-    """Raises ValueError where there is nothing to compare the controls with."""
-    if controls is not None and fine_tune is None:
-        raise ValueError(
-            "controls are compared with the fine-tuned network, but fine_tune is null: set fine_tune, or leave controls out"
-        )

@@ -6,9 +6,8 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from modelpress.spec.prune import _controls, _rounds
-from modelpress.spec.prune._controls import Controls
-from modelpress.spec.step import FineTune, Step
+from modelpress.spec.prune._pruning import PruningInRounds
+from modelpress.spec.step import FineTune
 
 TARGETS = ("fraction", "macs_ratio", "parameters_ratio", "latency_ratio")
 BLOCK = 8
@@ -55,7 +54,7 @@ class SparseTraining(FineTune):
     )
 
 
-class PruneChannels(Step):
+class PruneChannels(PruningInRounds):
     """Removes whole channels, with everything that depends on them: the network gets smaller and faster."""
 
     paper: ClassVar[str] = (
@@ -145,19 +144,6 @@ class PruneChannels(Step):
         le=100_000,
         description="With criterion 'taylor' or 'activation': training samples that are run.",
     )
-    rounds: int = Field(
-        default=1,
-        ge=1,
-        le=100,
-        description="Rounds of prune and fine-tune on the way to the target.",
-    )
-    fine_tune: FineTune | None = Field(
-        default=None, description="Training after each round; null prunes once and trains nothing."
-    )
-    controls: Controls | None = Field(
-        default=None,
-        description="Networks of the same shape trained from new weights, to be seen beside the result; needs fine_tune.",
-    )
 
     @property
     def needs_data(self) -> bool:
@@ -167,6 +153,11 @@ class PruneChannels(Step):
     def needs_labels(self) -> bool:
         trains = self.fine_tune is not None or self.sparse_training is not None
         return trains or self.criterion in _OF_LOSS
+
+    @property
+    def trained_epochs(self) -> int:
+        sparse = self.sparse_training
+        return super().trained_epochs + (self.rounds * sparse.epochs if sparse is not None else 0)
 
     @property
     def target(self) -> tuple[str, float]:
@@ -188,12 +179,6 @@ class PruneChannels(Step):
             raise ValueError(
                 f"exactly one of {', '.join(TARGETS[:-1])} and {TARGETS[-1]} is a target; {seen} is given"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _rounds_train(self) -> Self:
-        _rounds.check(self.rounds, self.fine_tune)
-        _controls.check(self.controls, self.fine_tune)
         return self
 
     @model_validator(mode="after")

@@ -7,9 +7,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from modelpress.spec.prune import _controls, _rounds
-from modelpress.spec.prune._controls import Controls
-from modelpress.spec.step import FineTune, Step
+from modelpress.spec.prune._pruning import PruningInRounds
 
 Criterion = Literal[
     "large_final",
@@ -44,7 +42,7 @@ class LayerSparsity(BaseModel):
     )
 
 
-class PruneMagnitude(Step):
+class PruneMagnitude(PruningInRounds):
     """Zeroes the weights that a criterion values least, in rounds with fine-tuning between them."""
 
     paper: ClassVar[str] = (
@@ -97,19 +95,6 @@ class PruneMagnitude(Step):
         description="How rounds lead to the target: fast first and slower later, the same fraction of what is left in each, "
         "or all in one.",
     )
-    rounds: int = Field(
-        default=1,
-        ge=1,
-        le=100,
-        description="Rounds of prune and fine-tune on the way to the target.",
-    )
-    fine_tune: FineTune | None = Field(
-        default=None, description="Training after each round; null prunes once and trains nothing."
-    )
-    controls: Controls | None = Field(
-        default=None,
-        description="Networks of the same shape trained from new weights, to be seen beside the result; needs fine_tune.",
-    )
 
     @property
     def needs_data(self) -> bool:
@@ -157,9 +142,7 @@ class PruneMagnitude(Step):
         return self
 
     @model_validator(mode="after")
-    def _rounds_train(self) -> Self:
-        _rounds.check(self.rounds, self.fine_tune)
-        _controls.check(self.controls, self.fine_tune)
+    def _one_shot_has_one_round(self) -> Self:
         if self.schedule == "one_shot" and self.rounds > 1:
             raise ValueError(
                 f"schedule 'one_shot' has one round, rounds is {self.rounds}: set rounds = 1, or another schedule"

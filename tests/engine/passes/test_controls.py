@@ -123,7 +123,7 @@ def test_of_a_masked_layer_only_kept_weights_cost(tmp_path):
 
 def test_e_counts_every_epoch_of_the_step_where_nothing_is_said():
     step = PruneMagnitude(sparsity=0.5, rounds=4, fine_tune=FineTune(epochs=3))
-    assert _controls.own_epochs(step) == 12
+    assert step.trained_epochs == 12
     sparse = {"epochs": 5}
     step = PruneChannels(
         fraction=0.5,
@@ -132,7 +132,7 @@ def test_e_counts_every_epoch_of_the_step_where_nothing_is_said():
         fine_tune=FineTune(epochs=3),
         sparse_training=sparse,
     )
-    assert _controls.own_epochs(step) == 16
+    assert step.trained_epochs == 16
 
 
 def test_the_note_says_how_long_and_why(tmp_path):

@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-from modelpress.spec.prune import Controls, PruneChannels, PruneMagnitude
+from modelpress.spec.prune import Controls, Pruning
 from modelpress.spec.report import Control
 from workers.engine import initialize, train
 from workers.engine.context import Context
@@ -24,10 +24,8 @@ from workers.engine.measure import trial
 from workers.engine.passes.prune._masked import Masked
 from workers.engine.passes.prune._masks import Mask
 
-Step = PruneMagnitude | PruneChannels
 
-
-def shared(step: Step, ctx: Context) -> tuple[Context, Context]:
+def shared(step: Pruning, ctx: Context) -> tuple[Context, Context]:
     """The contexts of the step itself and of its controls: each network that is trained has an equal share of the progress."""
     count = len(_asked(step.controls))
     border = 1 / (1 + count)
@@ -35,7 +33,7 @@ def shared(step: Step, ctx: Context) -> tuple[Context, Context]:
 
 
 def train_all(
-    graph: Graph, step: Step, ctx: Context, masks: Mapping[str, Mask] | None = None
+    graph: Graph, step: Pruning, ctx: Context, masks: Mapping[str, Mask] | None = None
 ) -> None:
     """Trains and measures the controls that the step asks for, and records them. graph: the step's result, left as it is."""
     names = _asked(step.controls)
@@ -50,7 +48,7 @@ def _asked(controls: Controls | None) -> list[str]:
     return [name for name in ("scratch_e", "scratch_b") if getattr(controls, name)]
 
 
-def _train(name: str, graph: Graph, step: Step, ctx: Context, masks: Mapping[str, Mask]) -> None:
+def _train(name: str, graph: Graph, step: Pruning, ctx: Context, masks: Mapping[str, Mask]) -> None:
     """A control that diverges is noted: the step's own result does not depend on it."""
     epochs, note = _epochs(name, graph, step, ctx, masks)
     try:
@@ -63,17 +61,18 @@ def _train(name: str, graph: Graph, step: Step, ctx: Context, masks: Mapping[str
 
 
 def _from_scratch(
-    name: str, graph: Graph, step: Step, ctx: Context, masks: Mapping[str, Mask], epochs: int
+    name: str, graph: Graph, step: Pruning, ctx: Context, masks: Mapping[str, Mask], epochs: int
 ) -> Graph:
     assert step.controls is not None
-    assert step.fine_tune is not None, "the recipe was checked: controls come with fine_tune"
-    assert ctx.train is not None, "the recipe was checked: fine-tuning has data"
+    training = step.control_training
+    assert training is not None, "the recipe was checked: controls come with training"
+    assert ctx.train is not None, "the recipe was checked: training has data"
     result = initialize.fresh(graph, ctx.random("weights"))
     module = execute.as_module(result).to(ctx.device)
     masked = Masked(module, masks)
     masked.apply()
-    rate = step.controls.learning_rate or step.fine_tune.learning_rate
-    how = step.fine_tune.model_copy(update={"epochs": epochs, "learning_rate": rate})
+    rate = step.controls.learning_rate or training.learning_rate
+    how = training.model_copy(update={"epochs": epochs, "learning_rate": rate})
     train.fit(module, ctx.train, how, ctx, after_step=masked.apply, label=name)
     masked.apply()
     execute.write_back(module, result)
@@ -81,11 +80,11 @@ def _from_scratch(
 
 
 def _epochs(
-    name: str, graph: Graph, step: Step, ctx: Context, masks: Mapping[str, Mask]
+    name: str, graph: Graph, step: Pruning, ctx: Context, masks: Mapping[str, Mask]
 ) -> tuple[int, str]:
     """How long a control is trained, and why so long."""
     assert step.controls is not None
-    own = own_epochs(step)
+    own = step.trained_epochs
     equal = step.controls.epochs or own
     why = f"E is {equal}, " + (
         "as controls.epochs says"
@@ -103,12 +102,6 @@ def _epochs(
         why += f"; {epochs} epochs were cut to {most:g} times E"
         epochs = int(most * equal)
     return epochs, why
-
-
-def own_epochs(step: Step) -> int:
-    """Epochs that a step itself trains for, in all rounds."""
-    sparse = step.sparse_training if isinstance(step, PruneChannels) else None
-    return step.rounds * sum(each.epochs for each in (step.fine_tune, sparse) if each is not None)
 
 
 def equal_computation(epochs: int, whole: int, left: int) -> int:
