@@ -29,13 +29,14 @@ class Controls(BaseModel):
         ge=1,
         le=10_000,
         description="Epochs that the uploaded model was trained for, which nobody can read off it; null takes the epochs of "
-        "fine_tune times the rounds, which makes the controls weaker than those of the paper.",
+        "the step's own training, in all rounds, which makes the controls weaker than those of the paper.",
     )
     learning_rate: float | None = Field(
         default=None,
         gt=0,
         le=10,
-        description="Peak learning rate of the controls, usually above that of fine-tuning; null takes that of fine_tune.",
+        description="Peak learning rate of the controls, usually above that of fine-tuning; null takes that of the step's "
+        "own training, and 0.001 where that is of a mask.",
     )
     max_epochs_ratio: float | None = Field(
         default=None,
@@ -50,6 +51,10 @@ class Controls(BaseModel):
             raise ValueError(
                 "controls asks for none: set scratch_e or scratch_b, or leave controls out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _limit_limits(self) -> Self:
         if self.max_epochs_ratio is not None and not self.scratch_b:
             raise ValueError("max_epochs_ratio limits scratch_b, which is not asked for")
         return self

@@ -6,7 +6,9 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from modelpress.spec.step import FineTune, Step
+from modelpress.spec.prune._controls import Controls
+from modelpress.spec.prune._pruning import Pruning
+from modelpress.spec.step import FineTune
 
 MAX_EPOCHS = 50_000
 """Most epochs of a step, those of all its networks together."""
@@ -49,10 +51,10 @@ class Moment(BaseModel):
         return self
 
 
-class TicketControls(BaseModel):
-    """What tickets are compared with, in every round: networks as sparse as the ticket, trained as it is, that lack one thing."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class TicketControls(Controls):
+    """What tickets are compared with, in every round: networks as sparse as the ticket, trained as it is, that lack one thing.
+    Those of `scratch_e` and `scratch_b` have the mask of the last ticket, that of the artifact.
+    """
 
     random_reinit: bool = Field(
         default=True,
@@ -82,8 +84,13 @@ class TicketControls(BaseModel):
         )
         return tuple(name for name in every if getattr(self, name))
 
+    @model_validator(mode="after")
+    def _asks_for_one(self) -> Self:
+        """Tickets are worth a look by themselves."""
+        return self
 
-class PruneLottery(Step):
+
+class PruneLottery(Pruning):
     """Finds a winning ticket: trains, prunes the smallest weights, resets the others to what they began with, and again."""
 
     paper: ClassVar[str] = (
@@ -129,6 +136,15 @@ class PruneLottery(Step):
         le=10,
         description="Runs, each with initial weights and an order of the data of its own; the artifact is the first one's.",
     )
+
+    @property
+    def trained_epochs(self) -> int:
+        """Of one network: a ticket forgets all but its mask."""
+        return self.training.epochs
+
+    @property
+    def control_training(self) -> FineTune:
+        return self.training
 
     @property
     def needs_data(self) -> bool:

@@ -6,7 +6,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from modelpress.spec.step import FineTune, Step
+from modelpress.spec.prune._pruning import Pruning
+from modelpress.spec.step import FineTune
 
 
 class MaskTraining(FineTune):
@@ -24,7 +25,7 @@ class MaskTraining(FineTune):
     )
 
 
-class PruneSupermask(Step):
+class PruneSupermask(Pruning):
     """Draws new random weights, freezes them and learns which of them to keep: a network of a seed and one bit for each weight."""
 
     paper: ClassVar[str] = (
@@ -49,6 +50,17 @@ class PruneSupermask(Step):
         le=10,
         description="Masks drawn from what was learned, beside the likeliest; the artifact has the one of lowest training loss.",
     )
+
+    @property
+    def trained_epochs(self) -> int:
+        return self.training.epochs
+
+    @property
+    def control_training(self) -> FineTune:
+        """Weights of scratch controls are trained by Adam at its own rate: those of scores are 10,000 times higher."""
+        return FineTune(
+            batch_size=self.training.batch_size, weight_decay=self.training.weight_decay
+        )
 
     @property
     def needs_data(self) -> bool:

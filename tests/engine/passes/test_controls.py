@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from modelpress.spec.prune import Controls, PruneChannels, PruneMagnitude
+from modelpress.spec import recipe
+from modelpress.spec.prune import (
+    Controls,
+    PruneChannels,
+    PruneLottery,
+    PruneMagnitude,
+    PruneSupermask,
+    Pruning,
+)
 from modelpress.spec.step import FineTune
 from tests.engine import jobs
 from workers.engine import context, passes, train
@@ -40,8 +48,9 @@ class Watched:
         return log
 
 
-def weights(module: execute.GraphModule) -> dict[str, np.ndarray]:
-    return {n: w.detach().numpy().copy() for n, w in module.weights.items()}
+def weights(module) -> dict[str, np.ndarray]:
+    network = getattr(module, "network", module)
+    return {n: w.detach().numpy().copy() for n, w in network.weights.items()}
 
 
 def prune(step, tmp_path, net="plain_cnn", report=context.silent):
@@ -119,6 +128,63 @@ def test_of_a_masked_layer_only_kept_weights_cost(tmp_path):
     masks[names[0]].reshape(-1)[: masks[names[0]].size // 4] = False
     assert _controls.macs(graph, {}, ctx) == sum(masks[name].size for name in names)
     assert _controls.macs(graph, masks, ctx) == masks[names[0]].size // 4
+
+
+STEPS = {
+    "prune.magnitude": {"sparsity": 0.5, "fine_tune": BRIEF},
+    "prune.channels": {"fraction": 0.5, "fine_tune": BRIEF},
+    "prune.lottery": {"rounds": 1, "training": {"epochs": 1, "batch_size": 16}},
+    "prune.supermask": {"training": {"epochs": 1, "batch_size": 16}, "draws": 1},
+}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in recipe.STEPS if kind.startswith("prune.")])
+def test_every_pruning_step_has_them(kind, tmp_path):
+    cls = recipe.STEPS[kind]
+    assert issubclass(cls, Pruning)
+    step = cls.model_validate({**STEPS[kind], "controls": {"scratch_e": True, "scratch_b": True}})
+    _, ctx = prune(step, tmp_path)
+    found = {c.name: c for c in ctx.coverage.controls}
+    assert found["scratch_e"].epochs == 1
+    assert found["scratch_b"].epochs >= 1
+    assert "multiply-accumulates" in found["scratch_b"].note
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        PruneSupermask(training={"epochs": 2, "batch_size": 16}, draws=1, controls=BOTH),
+        PruneLottery(rounds=1, rate=0.6, training=BRIEF.model_dump(), controls=BOTH.model_dump()),
+    ],
+    ids=lambda step: step.kind,
+)
+def test_of_learned_masks_controls_have_the_result_s(step, tmp_path, monkeypatch):
+    watched = Watched(monkeypatch)
+    result, ctx = prune(step, tmp_path, net="matmul_mlp")
+    [e, b] = [c for c in ctx.coverage.controls if c.name.startswith("scratch")]
+    masks = {n: result.weight(n) == 0 for n in watched.after["scratch_e"] if n.startswith("weight")}
+    for name, mask in masks.items():
+        assert mask.any()
+        assert np.array_equal(watched.before["scratch_e"][name] == 0, mask)
+        assert np.array_equal(watched.after["scratch_b"][name] == 0, mask)
+    costs = _controls.macs(ctx.source, {}, ctx), _controls.macs(result, masks, ctx)
+    assert (e.epochs, b.epochs) == (
+        step.training.epochs,
+        _controls.equal_computation(step.training.epochs, *costs),
+    )
+    assert b.epochs > e.epochs
+
+
+def test_of_a_supermask_weights_are_trained_at_rates_of_weights(tmp_path, monkeypatch):
+    watched = Watched(monkeypatch)
+    training = {"epochs": 1, "batch_size": 16, "learning_rate": 50.0}
+    step = PruneSupermask(training=training, draws=1, controls=Controls(scratch_e=True))
+    with_controls, _ = prune(step, tmp_path)
+    assert watched.runs["supermask"].learning_rate == 50.0
+    assert watched.runs["scratch_e"] == FineTune(epochs=1, batch_size=16)
+    without, _ = prune(step.model_copy(update={"controls": None}), tmp_path)
+    for name, w in without.parameters().items():
+        assert np.array_equal(with_controls.weight(name), w)
 
 
 def test_e_counts_every_epoch_of_the_step_where_nothing_is_said():

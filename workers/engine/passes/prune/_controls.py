@@ -25,10 +25,9 @@ from workers.engine.passes.prune._masked import Masked
 from workers.engine.passes.prune._masks import Mask
 
 
-def shared(step: Pruning, ctx: Context) -> tuple[Context, Context]:
-    """The contexts of the step itself and of its controls: each network that is trained has an equal share of the progress."""
-    count = len(_asked(step.controls))
-    border = 1 / (1 + count)
+def shared(step: Pruning, ctx: Context, networks: int = 1) -> tuple[Context, Context]:
+    """The contexts of the step itself, which trains so many networks, and of its controls: each has an equal share of the progress."""
+    border = networks / (networks + len(_asked(step.controls)))
     return _stretch(ctx, 0.0, border), _stretch(ctx, border, 1.0)
 
 

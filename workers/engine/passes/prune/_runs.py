@@ -73,8 +73,8 @@ class Run:
         self._plan, self._seed = plan, seed
         self._ctx = replace(plan.ctx, scope=f"{plan.ctx.scope}/seed/{seed}")
 
-    def play(self) -> Graph:
-        """Trains all networks of the seed; answers the ticket of the last round.
+    def play(self) -> tuple[Graph, dict[str, Mask]]:
+        """Trains all networks of the seed; answers the ticket of the last round, and its masks.
 
         Raises:
             Diverged: the dense network or a ticket became NaN or infinite. A control that did is noted and has no point.
@@ -86,7 +86,7 @@ class Run:
             trained = self._train(TICKET, start, masks, index)
             for variant in self._plan.step.controls.asked:
                 self._control(variant, start, masks, index)
-        return trained
+        return trained, masks
 
     def _dense(self) -> tuple[Graph, Graph]:
         """Where tickets begin, and the trained network that is pruned first."""

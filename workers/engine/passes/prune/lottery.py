@@ -21,7 +21,7 @@ from workers.engine.context import Context
 from workers.engine.errors import NothingChanged
 from workers.engine.graph import Graph, match
 from workers.engine.passes import _weights
-from workers.engine.passes.prune import _runs
+from workers.engine.passes.prune import _controls, _runs
 
 _OWN_INIT = (
     "the weights before this step were not used, only the architecture: every run begins with weights drawn from the job's seed. "
@@ -53,13 +53,15 @@ def apply(graph: Graph, step: PruneLottery, ctx: Context) -> Graph:
         BadData: rewind_to is after the end of training, or no score can be measured.
         Diverged: the dense network or a ticket became NaN or infinite.
     """
+    ctx, for_controls = _controls.shared(step, ctx, step.networks)
     _weights.turn(graph)
     rates = _rates(graph, step, ctx)
     plan = _runs.plan(graph, step, ctx, rates)
-    ticket, *_ = [_runs.Run(plan, seed).play() for seed in range(step.seeds)]
+    (ticket, masks), *_ = [_runs.Run(plan, seed).play() for seed in range(step.seeds)]
     ctx.coverage.curves.extend(plan.tally.curves())
     _cover(ticket, rates, ctx)
     _note(step, plan.networks, ctx)
+    _controls.train_all(ticket, step, for_controls, masks)
     return ticket
 
 

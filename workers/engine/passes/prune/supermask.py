@@ -27,7 +27,7 @@ from workers.engine.context import Context
 from workers.engine.errors import ExportMismatch, NothingChanged
 from workers.engine.graph import Graph, execute, match
 from workers.engine.measure import trial
-from workers.engine.passes.prune import _seeded, _tally
+from workers.engine.passes.prune import _controls, _seeded, _tally
 from workers.engine.passes.prune._seeded import Drawn, Mask, Seeded
 
 FILE = "supermask.npz"
@@ -42,6 +42,7 @@ def apply(graph: Graph, step: PruneSupermask, ctx: Context) -> Graph:
         BadData, Unsupported: as `train.fit`.
         Diverged: training gave NaN or infinity.
     """
+    ctx, for_controls = _controls.shared(step, ctx)
     drawn = Drawn(ctx.seed_of("weights"), step.weights == "signed_constant")
     dense = drawn.graph(graph)
     names = _maskable(dense, step, ctx)
@@ -55,6 +56,8 @@ def apply(graph: Graph, step: PruneSupermask, ctx: Context) -> Graph:
     best, result = choose(graph, module, found, ctx)
     _cover(best, ctx)
     _keep(best, result, ctx)
+    pruned = {name: ~kept for name, kept in best.masks.items()}
+    _controls.train_all(result, step, for_controls, pruned)
     return result
 
 
