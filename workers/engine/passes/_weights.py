@@ -13,34 +13,54 @@ def turn(graph: Graph, *, copy_shared: bool = False) -> None:
 
     w -> Transpose -> MatMul    becomes    w.T -> MatMul, under the same name.
 
-    A weight that something else reads too is left alone, or turned as a copy where `copy_shared`. What depends on constants alone
+    A weight that is read in several forms is left alone, or turned as a copy where `copy_shared`. What depends on constants alone
     is computed once, and roundabout operators are written plainly.
     """
     fold.constants(graph)
     plain.rewrite(graph)
     for node in graph.nodes:
-        value = node.inputs[0] if node.inputs else None
-        if (
-            node.op_type not in ("Transpose", "Identity")
-            or value is None
-            or value.const_value is None
-        ):
-            continue
-        if node.outputs[0].is_graph_output():
+        value = node.inputs[0] if node.op_type in ("Transpose", "Identity") else None
+        if value is None or value.const_value is None or not _is_read(node.outputs[0]):
             continue
         if node.op_type == "Identity":
             edit.replace_uses(node.outputs[0], value)
-        elif len(value.uses()) == 1:
-            graph.set_weight(value.name or "", _turned(node, value))
-            edit.replace_uses(node.outputs[0], value)
+        elif _is_turned_alike(value):
+            _turn_everywhere(graph, node, value)
         elif copy_shared:
             copy = graph.add_weight(f"{value.name}_turned", _turned(node, value))
             edit.replace_uses(node.outputs[0], copy)
     edit.remove_dead(graph)
 
 
+def _is_read(value: ir.Value) -> bool:
+    """By nodes alone."""
+    return bool(value.uses()) and not value.is_graph_output()
+
+
+def _is_turned_alike(value: ir.Value) -> bool:
+    """Whether all that reads a weight transposes it first, in one way."""
+    readers = [node for node, _ in value.uses()]
+    return all(
+        node.op_type == "Transpose"
+        and _axes(node) == _axes(readers[0])
+        and not node.outputs[0].is_graph_output()
+        for node in readers
+    )
+
+
+def _turn_everywhere(graph: Graph, node: ir.Node, value: ir.Value) -> None:
+    readers = [reader for reader, _ in value.uses()]
+    graph.set_weight(value.name or "", _turned(node, value))
+    for reader in readers:
+        edit.replace_uses(reader.outputs[0], value)
+
+
 def _turned(node: ir.Node, value: ir.Value) -> np.ndarray:
     assert value.const_value is not None
     array = value.const_value.numpy()
-    axes = node.attributes["perm"].as_ints() if "perm" in node.attributes else None
-    return np.ascontiguousarray(np.transpose(array, axes))
+    return np.ascontiguousarray(np.transpose(array, _axes(node)))
+
+
+def _axes(node: ir.Node) -> tuple[int, ...] | None:
+    """Null where all are turned around."""
+    return tuple(node.attributes["perm"].as_ints()) if "perm" in node.attributes else None

@@ -217,6 +217,14 @@ def upsampled_channels() -> onnx.ModelProto:
     return image_nets.classified(b, b.conv(x, 8, 6), 6)
 
 
+def tokens_mixed_by_a_convolution() -> onnx.ModelProto:
+    """CoaT: the first tokens of several resolutions are merged by a convolution of width 1, over tokens."""
+    b = Builder(0)
+    x = b.op("Concat", *(b.dense("x", 8, WIDTH) for _ in range(2)), axis=1)
+    w = b.random("weight", 3, 2 * LENGTH, 1)
+    return token_nets.classified(b, b.op("Relu", b.op("Conv", x, w, b.bias(3))))
+
+
 NETS: dict[str, Callable[[], onnx.ModelProto]] = {
     build.__name__: build
     for build in (
@@ -237,5 +245,6 @@ NETS: dict[str, Callable[[], onnx.ModelProto]] = {
         sequences_of_convolutions,
         two_outputs,
         upsampled_channels,
+        tokens_mixed_by_a_convolution,
     )
 }

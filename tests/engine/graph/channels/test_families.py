@@ -82,6 +82,19 @@ def relative_positions() -> onnx.ModelProto:
     return b.model(IMAGE, b.gemm(x, 8, nets.CLASSES))
 
 
+def one_layer_for_two_streams() -> onnx.ModelProto:
+    """CoaT: a feed-forward block is shared by several resolutions, its weights transposed at each use."""
+    b = Builder(0)
+    x = b.op("Relu", b.conv("image", 2, 12))
+    first, second = b.random("first", 24, 12), b.random("second", 12, 24)
+    sums = []
+    for _ in range(2):
+        y = b.op("ReduceMean", b.op("Relu", b.conv(x, 12, 12)), axes=[2, 3], keepdims=0)
+        inner = b.op("MatMul", y, b.op("Transpose", first, perm=[1, 0]))
+        sums.append(b.op("MatMul", b.op("Relu", inner), b.op("Transpose", second)))
+    return b.model(IMAGE, b.gemm(b.op("Add", *sums), 12, nets.CLASSES))
+
+
 def saved(model: onnx.ModelProto, tmp_path):
     onnx.save(model, tmp_path / "net.onnx")
     return tmp_path / "net.onnx"
@@ -114,6 +127,24 @@ def test_channels_pass_what_exporters_express_roundabout(build, tmp_path):
     smaller = pruned(model, tmp_path)
     assert smaller.parameters()[first].shape[0] == 6
     assert execute.run(smaller, feeds)["logits"].shape == (3, nets.CLASSES)
+
+
+def test_a_layer_that_is_used_twice_loses_channels_on_both_axes(tmp_path):
+    model = one_layer_for_two_streams()
+    graph = pruned(model, tmp_path)
+    first, second = (w for name, w in graph.parameters().items() if name[:5] in ("first", "secon"))
+    assert (first.shape, second.shape) == ((6, 12), (12, 6))
+    assert execute.run(graph, nets.feeds(model, 3, seed=1))["logits"].shape == (3, nets.CLASSES)
+
+
+def test_turning_a_weight_of_two_readers_changes_no_answer(tmp_path):
+    model = one_layer_for_two_streams()
+    feeds = nets.feeds(model, 3, seed=1)
+    graph = formats.load(saved(model, tmp_path))
+    before = execute.run(graph, feeds)["logits"]
+    _weights.turn(graph)
+    assert "Transpose" not in {node.op_type for node in graph.nodes}
+    np.testing.assert_allclose(execute.run(graph, feeds)["logits"], before, atol=1e-5)
 
 
 def test_a_view_that_repeats_elements_stays_a_lookup(tmp_path):

@@ -19,6 +19,8 @@ def conv(node: Node) -> list[Shadow]:
     transposed = node.kind == "ConvTranspose"
     if node.varying(0) == 0 and node.is_initializer(1):
         return _sample_by_sample(node)
+    if _is_pointwise(node, node.varying(0)):
+        return _place_by_place(node)
     if node.varying(0) > 1 or not node.is_initializer(1):
         return _unknown_kernel(node)
     groups = node.attribute("group", 1)
@@ -40,6 +42,24 @@ def _sample_by_sample(node: Node) -> list[Shadow]:
         if node.has(slot):
             node.pin(slot, "is applied to each channel by itself")
     return [_shadow.lined(tuple(node.results[0].shape), 0, node.along(0, 0))]
+
+
+def _is_pointwise(node: Node, axis: int) -> bool:
+    """Whether the kernel sees one place of this axis of space at a time."""
+    if axis < 2:
+        return False
+    stride = node.attribute("strides", ()) or [1] * (len(node.shape(0)) - 2)
+    same = node.results[0].shape[axis] == node.shape(0)[axis]
+    return bool(node.shape(1)[axis] == 1 and stride[axis - 2] == 1 and same)
+
+
+def _place_by_place(node: Node) -> list[Shadow]:
+    """Channels stand on an axis of space and pass: tokens that are mixed by a convolution of width 1."""
+    for slot in (1, 2):
+        if node.has(slot):
+            node.pin(slot, "mixes other axes than that of the channels")
+    source = node.shadow(0)
+    return [Shadow(tuple(node.results[0].shape), source.axis, source.labels)]
 
 
 def _unknown_kernel(node: Node) -> list[Shadow]:
