@@ -56,6 +56,13 @@ VARIANTS: dict[str, Step] = {
     "quantize.int8/percentile": STEPS["quantize.int8"](samples=32, calibration="percentile"),
     "quantize.int8/per-tensor": STEPS["quantize.int8"](samples=32, per_channel=False),
     "quantize.int8/dynamic": STEPS["quantize.int8"](mode="dynamic"),
+    "quantize.cluster": STEPS["quantize.cluster"](bits=4, conv_bits=3),
+    "quantize.cluster/global": STEPS["quantize.cluster"](
+        bits=5, conv_bits=2, scope="global", initialization="density"
+    ),
+    "quantize.cluster/fine-tuned": STEPS["quantize.cluster"](
+        bits=3, conv_bits=2, fine_tune={"epochs": 1, "batch_size": 16}
+    ),
 }
 
 CASES = [
@@ -157,6 +164,11 @@ def check_effect(step: Step, source: Graph, data: bytes) -> None:
     elif step.kind == "prune.channels":
         parameters = sum(array.size for array in source.parameters().values())
         assert sum(w.size for w in weights.values()) < 0.9 * parameters
+    elif step.kind == "quantize.cluster":
+        floats = sum(array.nbytes for array in source.parameters().values())
+        stored = {name: w for name, w in weights.items() if name.endswith("_codes")}
+        assert stored
+        assert sum(w.nbytes for w in weights.values()) < 0.6 * floats
     else:
         floats = sum(array.nbytes for array in source.parameters().values())
         stored = sum(w.nbytes for name, w in weights.items() if w.dtype == np.int8)

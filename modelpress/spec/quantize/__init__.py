@@ -1,5 +1,6 @@
 """Steps that store numbers in fewer bits."""
 
+from modelpress.spec.quantize.cluster import CentroidTraining, LayerBits, QuantizeCluster
 from modelpress.spec.quantize.int8 import QuantizeInt8
 
-__all__ = ["QuantizeInt8"]
+__all__ = ["CentroidTraining", "LayerBits", "QuantizeCluster", "QuantizeInt8"]
