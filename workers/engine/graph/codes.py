@@ -38,6 +38,11 @@ class Stored:
     zero: int | None
     """The code that stands for zero, where there is one."""
 
+    @property
+    def nonzeros(self) -> int:
+        """Weights that are not zero."""
+        return self.symbols.size - int(np.count_nonzero(self.symbols == self.zero))
+
 
 def digits_in_byte(base: int) -> int:
     """How many digits of a base a byte holds."""

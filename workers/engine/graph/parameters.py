@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from workers.engine.graph import roles
+from workers.engine.graph import codes, roles
 from workers.engine.graph.graph import Graph
 
 _INTEGERS = {
@@ -28,9 +28,13 @@ def integer_use(value: ir.Value) -> tuple[ir.Node, int] | None:
 
 def count(graph: Graph) -> int:
     """Elements of all weights; running statistics and other constants are none."""
-    return sum(
-        value.const_value.size
-        for value in graph.initializers.values()
-        if value.const_value is not None
-        and (roles.role(value) is roles.Role.WEIGHT or integer_use(value) is not None)
-    )
+    return sum(_elements(graph, value) for value in graph.initializers.values())
+
+
+def _elements(graph: Graph, value: ir.Value) -> int:
+    if value.const_value is None:
+        return 0
+    if roles.role(value) is roles.Role.WEIGHT or integer_use(value) is not None:
+        return value.const_value.size
+    coded = codes.read(graph, value)
+    return 0 if coded is None else coded.symbols.size

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from modelpress.spec.report import Size
 from workers.engine import graph
-from workers.engine.graph import parameters, roles
+from workers.engine.graph import codes, parameters, roles
 
 _CHUNK_BYTES = 1 << 20
 _ZIP_LEVEL = 6
@@ -26,7 +26,7 @@ class Weight:
 
     symbols: NDArray[np.generic]  # any shape; floats as the integers of their bits
     nonzeros: int
-    bits: int  # of one element
+    bits: float  # of one element
 
     @property
     def stored_bytes(self) -> int:
@@ -80,6 +80,8 @@ def _weights(of: graph.Graph) -> Iterator[Weight]:
             yield Weight(_bits_of(elements), int(np.count_nonzero(elements)), bits)
         elif (use := parameters.integer_use(value)) is not None:
             yield _integer_weight(tensor, *use)
+        elif (coded := codes.read(of, value)) is not None:
+            yield Weight(coded.symbols, coded.nonzeros, coded.bits)
 
 
 def _integer_weight(tensor: ir.TensorProtocol, node: ir.Node, slot: int) -> Weight:
