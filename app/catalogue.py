@@ -61,6 +61,19 @@ def inspection(entry: Model | Dataset) -> Job:
     )
 
 
+def inspect_again(session: Session, model: Model) -> tuple[Job, bool]:
+    """The job that looks into a model anew, and whether the caller is to enqueue it: there is one at a time.
+
+    What was found before counts until it ends. A model that was rejected is `inspecting` again.
+    """
+    session.refresh(model, with_for_update=True)
+    if model.state == "inspecting":
+        running = select(Job).where(Job.model_id == model.id, Job.kind == "inspect_model")
+        return session.scalars(running.order_by(Job.id.desc()).limit(1)).one(), False
+    model.state, model.failure = "inspecting", None
+    return inspection(model), True
+
+
 def record_inspection(
     session: Session,
     job: Job,
@@ -68,7 +81,8 @@ def record_inspection(
     *,
     converted: StoredFile | None = None,
 ) -> None:
-    """Opens the model or dataset of an inspection to jobs, or rejects it with the reason.
+    """Opens the model or dataset of an inspection to jobs, or rejects it with the reason. One that was open stays open, as it
+    was: then only the job of the inspection has the reason.
 
     `converted` is the ONNX file that the worker made of a model in another format: the one that jobs use.
     """
@@ -76,7 +90,9 @@ def record_inspection(
     if converted is not None:
         assert isinstance(entry, Model), "only models are converted"
         entry.onnx_sha256, entry.onnx_size_bytes = converted.sha256, converted.size_bytes
-    if isinstance(found, Failure):
+    if isinstance(found, Failure) and entry.inspection is not None:
+        entry.state = "ready"
+    elif isinstance(found, Failure):
         entry.state, entry.failure = "rejected", found.model_dump(mode="json", by_alias=True)
     else:
         entry.state, entry.inspection = "ready", found.model_dump(mode="json")

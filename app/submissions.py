@@ -161,7 +161,7 @@ def _unknown(pointer: str, id_: str) -> Problem:
 
 def _require_ready(row: Model | Dataset, pointer: str) -> None:
     noun = "model" if isinstance(row, Model) else "dataset"
-    if row.state == "ready":
+    if row.inspection is not None:
         return
     if row.state == "rejected":
         why = str((row.failure or {}).get("message", ""))

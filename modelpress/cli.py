@@ -210,10 +210,20 @@ def submit(
 
 
 @app.command()
-def inspect(model: ModelFile, as_json: Json = False, url: Url = None, key: ApiKey = None) -> None:
+def inspect(
+    model: ModelFile,
+    again: Annotated[
+        bool, typer.Option("--again", help="Look anew: a newer service may know more steps.")
+    ] = False,
+    as_json: Json = False,
+    url: Url = None,
+    key: ApiKey = None,
+) -> None:
     """Tell what is in a model and which steps could do what to it; a file is uploaded first."""
     with clients.Client(url, key) as client:
         found = _send.model(client, model)
+        if again:
+            found = client.inspect_again(found)
     _print(found, as_json, plain=_show.model(found))
 
 

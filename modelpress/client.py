@@ -204,6 +204,23 @@ class Client:
             raise errors.InspectionFailed(f"{item.filename or item.name} ({item.id})", item.failure)
         return item
 
+    def inspect_again(self, model: str | Model, *, timeout_s: float = DAY_S) -> Model:
+        """Has a worker look into a model anew and waits for it: a newer service may know more that could be done to it.
+
+        Raises:
+            InspectionFailed: the failure says why; a model that was ready is as it was.
+            WaitTimeout: no worker looked into it in time.
+        """
+        again = {"Idempotency-Key": uuid.uuid4().hex}
+        response = self._http.request("POST", f"/v1/models/{_id(model)}", headers=again)
+        job = response.headers["Location"].rsplit("/", 1)[-1]
+        ended, now = self.wait(job, timeout_s=timeout_s, check=False), self.model(model)
+        if ended.failure is not None:
+            raise errors.InspectionFailed(f"{now.filename or now.name} ({now.id})", ended.failure)
+        if ended.state != "succeeded":
+            raise errors.JobFailed(ended)
+        return now
+
     def model(self, model: str | Model) -> Model:
         """A model as it is now."""
         return self._get(f"/v1/models/{_id(model)}", Model)

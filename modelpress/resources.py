@@ -61,7 +61,7 @@ class Inspected(Identified):
 
 
 class Model(Inspected):
-    """An uploaded network; `inspection` is null until `state` is 'ready'.
+    """An uploaded network; `inspection` is null until `state` was 'ready' once.
 
     `onnx_sha256` is the file that jobs use, where the upload was converted to ONNX.
     """

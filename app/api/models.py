@@ -35,7 +35,7 @@ class NewModel(BaseModel):
 
 
 class ModelBody(BaseModel):
-    """An uploaded network. It never changes; a worker looks into it before any job may use it."""
+    """An uploaded network. Its file never changes; a worker looks into it before any job may use it."""
 
     id: str = Field(description="Id of the model.")
     name: str = Field(description="A name for people.")
@@ -43,13 +43,16 @@ class ModelBody(BaseModel):
     sha256: str = Field(description="SHA-256 of the file, in hex.")
     size_bytes: int = Field(description="Bytes of the file.")
     state: State = Field(
-        description="'inspecting' until a worker has looked into it, then 'ready', or 'rejected' with `failure`."
+        description="'inspecting' until a worker has looked into it, then 'ready', or 'rejected' with `failure`; 'inspecting' "
+        "again, with what was found before, while a worker looks anew."
     )
     onnx_sha256: str | None = Field(
         description="SHA-256 of the ONNX file that the upload was converted to and that jobs use; null where it is ONNX itself."
     )
     onnx_size_bytes: int | None = Field(description="Bytes of that file.")
-    inspection: ModelInspection | None = Field(description="What is in it; null until 'ready'.")
+    inspection: ModelInspection | None = Field(
+        description="What is in it; null until it was 'ready' once."
+    )
     failure: Failure | None = Field(description="Why it was rejected; null unless it was.")
     created_at: datetime = Field(description="When it was made.")
 
@@ -98,6 +101,20 @@ def list_models(
 def read_model(model_id: ModelId, session: Db, me: Me) -> ModelBody:
     """Describes a model."""
     return ModelBody.of(catalogue.get(session, tables.Model, me.project_id, model_id))
+
+
+@router.post("/{model_id}", status_code=202)
+def inspect_model(model_id: ModelId, session: Db, me: Me, response: Response) -> ModelBody:
+    """Has a worker look into a model again, as after an upgrade that knows more steps; `Location` is the job that does.
+
+    Jobs may use what was known of the model until then. Where a worker is about to look anyway, nothing is added.
+    """
+    model = catalogue.get(session, tables.Model, me.project_id, model_id)
+    job, is_new = catalogue.inspect_again(session, model)
+    if is_new:
+        jobs.enqueue(session, job)
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    return ModelBody.of(model)
 
 
 @router.get("/{model_id}/content", **content.OPENAPI)

@@ -6,7 +6,7 @@ import httpx
 import pytest
 from sqlalchemy import select
 
-from app import accounts, catalogue, db, errors, ids, tables
+from app import accounts, catalogue, db, errors, ids, jobs, tables
 from app.claims import StoredFile
 from app.tables import Dataset, Job, Model
 from modelpress.spec.inspection import ModelInspection, TensorInfo
@@ -118,6 +118,98 @@ def test_rejected_model_shows_its_failure(client: httpx.Client) -> None:
     assert shown["failure"]["class"] == "unsupported"
     assert client.get("/v1/models?state=rejected").json()["items"] == [shown]
     assert client.get("/v1/models?state=ready").json()["items"] == []
+
+
+def _uploaded(client: httpx.Client) -> str:
+    upload = client.post("/v1/uploads", content=b"bytes").json()["id"]
+    return str(client.post("/v1/models", json={"upload": upload}).json()["id"])
+
+
+def _looked_into(model_id: str, found: ModelInspection | Failure) -> None:
+    """Ends the inspection of a model, the latest one."""
+    with db.transaction() as session:
+        mine = select(Job.id).where(Job.model_id == model_id).order_by(Job.id.desc()).limit(1)
+        claim = jobs.claim(session, session.scalars(mine).one(), owner="w", sandbox="none")
+    assert claim is not None
+    with db.transaction() as session:
+        if isinstance(found, Failure):
+            assert jobs.finish_failed(session, claim, found) is not None
+        else:
+            assert jobs.finish_inspected(session, claim, found) is not None
+
+
+def test_model_is_looked_into_again_by_one_worker_at_a_time(any_client: httpx.Client) -> None:
+    model_id = _uploaded(any_client)
+    first = any_client.post(f"/v1/models/{model_id}")
+    _looked_into(model_id, INSPECTION)
+
+    again, same = (
+        any_client.post(f"/v1/models/{model_id}"),
+        any_client.post(f"/v1/models/{model_id}"),
+    )
+
+    assert {r.status_code for r in (first, again, same)} == {202}
+    assert again.headers["Location"] == same.headers["Location"] != first.headers["Location"]
+    assert any_client.get(first.headers["Location"]).json()["state"] == "succeeded"
+    looks = any_client.get("/v1/jobs?kind=inspect_model").json()["items"]
+    assert [look["state"] for look in looks] == ["queued", "succeeded"]
+
+
+def test_second_look_replaces_what_the_first_found(client: httpx.Client) -> None:
+    model_id = _uploaded(client)
+    _looked_into(model_id, INSPECTION)
+    asked = client.post(f"/v1/models/{model_id}").json()
+    _looked_into(model_id, INSPECTION.model_copy(update={"notes": ("newer",)}))
+    shown = client.get(f"/v1/models/{model_id}").json()
+
+    assert (asked["state"], asked["inspection"]["notes"]) == ("inspecting", [])
+    assert (shown["state"], shown["inspection"]["notes"]) == ("ready", ["newer"])
+
+
+def test_model_that_is_looked_into_again_may_be_used_meanwhile(client: httpx.Client) -> None:
+    model_id = _uploaded(client)
+    job = {"model": model_id, "recipe": "int8-dynamic"}
+    assert client.post("/v1/jobs", json=job).json()["code"] == "model_not_ready"
+    _looked_into(model_id, INSPECTION)
+    client.post(f"/v1/models/{model_id}")
+
+    assert client.post("/v1/jobs", json=job).status_code == 202
+
+
+@pytest.mark.parametrize("how", ["failed", "cancelled"])
+def test_second_look_without_a_result_leaves_the_model_as_it_was(
+    client: httpx.Client, how: str
+) -> None:
+    model_id = _uploaded(client)
+    _looked_into(model_id, INSPECTION)
+    before = client.get(f"/v1/models/{model_id}").json()
+    look = client.post(f"/v1/models/{model_id}").headers["Location"]
+    if how == "failed":
+        _looked_into(model_id, FAILURE)
+    else:
+        assert client.post(f"{look}:cancel").status_code == 202
+
+    assert client.get(look).json()["state"] == how
+    assert client.get(f"/v1/models/{model_id}").json() == before
+
+
+def test_rejected_model_gets_another_chance(client: httpx.Client) -> None:
+    model_id = _uploaded(client)
+    _looked_into(model_id, FAILURE)
+    asked = client.post(f"/v1/models/{model_id}").json()
+    assert (asked["state"], asked["failure"]) == ("inspecting", None)
+    _looked_into(model_id, INSPECTION)
+
+    assert client.get(f"/v1/models/{model_id}").json()["state"] == "ready"
+
+
+def test_foreign_model_is_not_looked_into(client: httpx.Client) -> None:
+    with db.transaction() as session:
+        other = accounts.create_project(session, "theirs")
+        model = _model(other.id)
+        session.add(model)
+
+    assert client.post(f"/v1/models/{model.id}").status_code == 404
 
 
 def test_pages_hold_everything_once_and_the_newest_first(project_id: str) -> None:

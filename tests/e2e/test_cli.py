@@ -167,6 +167,16 @@ def test_model_is_told_what_could_be_done_to_it(run: Run, uploaded: tuple[str, s
     assert found["inspection"]["capabilities"]["prune"]["ok"] is True
 
 
+def test_model_is_looked_into_again(run: Run, service: Service, uploaded: tuple[str, str]) -> None:
+    model, _ = uploaded
+    told = run("inspect", model, "--again", "--json")
+    assert told.exit_code == Exit.OK, told.stderr
+    assert json.loads(told.stdout)["state"] == "ready"
+    with Client(service.url, service.key) as client:
+        looks = [job for job in client.jobs(kind="inspect_model") if job.model == model]
+    assert [look.state for look in looks] == ["succeeded", "succeeded"]
+
+
 def test_jobs_are_listed(run: Run, done: str) -> None:
     listed = run("jobs", "--state", "succeeded", "--limit", "50")
     assert done in listed.stdout.replace("\n", "")
