@@ -149,6 +149,7 @@ class Model(Table):
     filename: Mapped[str] = mapped_column(String(255))
     sha256: Mapped[str] = mapped_column(String(64))
     size_bytes: Mapped[int] = mapped_column(BigInteger)
+    architecture: Mapped[str | None] = mapped_column(String(128))  # of a file that is weights alone
     state: Mapped[str] = mapped_column(String(16), default="inspecting")
     inspection: Mapped[dict[str, Any] | None]  # spec.inspection.ModelInspection
     failure: Mapped[dict[str, Any] | None]  # spec.state.Failure, when rejected

@@ -17,6 +17,7 @@ from modelpress.spec.job import Format, Images
 from modelpress.spec.problem import Problem, Refused, from_validation
 
 MAX_RECIPE_BYTES = 1 << 20
+WEIGHTS = ".safetensors"
 
 
 class Asked(BaseModel):
@@ -26,6 +27,8 @@ class Asked(BaseModel):
 
     model: str
     models: dict[str, str]
+    architecture: str | None
+    architectures: dict[str, str]
     data: str | None
     eval_data: str | None
     recipe: recipe.Recipe
@@ -44,6 +47,7 @@ def asked(
     constraints: list[str] | None,
     *,
     others: list[str] | None,
+    architectures: list[str] | None,
     formats: list[str] | None,
     mean: str,
     std: str,
@@ -57,10 +61,13 @@ def asked(
     """
     wanted = read_recipe(recipe_)
     models = dict(map(role, others or ()))
+    own, of_others = architectures_of(models, architectures)
     _require_runnable(wanted, models, has_data=data is not None)
     return Asked(
         model=model,
         models=models,
+        architecture=own,
+        architectures=of_others,
         data=data,
         eval_data=eval_data,
         recipe=wanted,
@@ -100,6 +107,26 @@ def role(text: str) -> tuple[str, str]:
     if not (name and equals and value):
         raise typer.BadParameter(f"{text!r} is not ROLE=MODEL, such as initial=untrained.onnx")
     return name, value
+
+
+def architectures_of(
+    models: Mapping[str, str], given: list[str] | None
+) -> tuple[str | None, dict[str, str]]:
+    """What timm calls the network of the model, and those of other models by role, from NAME and ROLE=NAME.
+
+    Another model that is weights alone, and whose role is not named, is taken for the same network.
+    """
+    split = [text.rpartition("=") for text in given or ()]
+    named = {role_: name for role_, _, name in split if name}
+    if len(named) != len(split) or not named.keys() <= {"", *models}:
+        raise typer.BadParameter(
+            f"{' '.join(given or ())!r} is not NAME once, such as resnet18, nor ROLE=NAME of a model of --with"
+        )
+    own = named.pop("", None)
+    if own is not None:
+        same = {role_: own for role_, file in models.items() if Path(file).suffix == WEIGHTS}
+        named = {**same, **named}
+    return own, named
 
 
 def format_(text: str) -> Format:

@@ -32,6 +32,8 @@ def run(asked: _inputs.Asked, out: Path, *, on_progress: Callable[[Progress], No
     order = {
         "--model": str(_inputs.file(asked.model)),
         "--models": json.dumps(others),
+        "--architecture": asked.architecture,
+        "--architectures": json.dumps(asked.architectures),
         "--data": asked.data and str(_inputs.file(asked.data)),
         "--eval-data": asked.eval_data and str(_inputs.file(asked.eval_data)),
         "--out": str(out),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeVar
 
+import typer
+
 from modelpress import _inputs, _show
 from modelpress.client import Client
 from modelpress.resources import Dataset, Job, Model, Upload
@@ -18,9 +20,12 @@ Item = TypeVar("Item", Model, Dataset)
 def job(client: Client, asked: _inputs.Asked) -> Job:
     """Uploads what is not there yet and submits the job."""
     return client.submit(
-        model(client, asked.model),
+        model(client, asked.model, asked.architecture),
         asked.recipe,
-        models={role: model(client, text) for role, text in asked.models.items()},
+        models={
+            role: model(client, text, asked.architectures.get(role))
+            for role, text in asked.models.items()
+        },
         data=dataset(client, asked.data) if asked.data else None,
         eval_data=dataset(client, asked.eval_data) if asked.eval_data else None,
         images=asked.images,
@@ -31,12 +36,18 @@ def job(client: Client, asked: _inputs.Asked) -> Job:
     )
 
 
-def model(client: Client, text: str) -> Model:
+def model(client: Client, text: str, architecture: str | None = None) -> Model:
     """The model with this id, or one made of this file."""
     if _is_id(text, MODEL_ID):
+        if architecture is not None:
+            raise typer.BadParameter(
+                f"{text} is a model on the server and has its architecture; leave out {architecture!r}"
+            )
         return client.model(text)
     path = _inputs.file(text)
-    return _inspected(client, client.create_model(_upload(client, path), name=path.stem))
+    upload = _upload(client, path)
+    made = client.create_model(upload, name=path.stem, architecture=architecture)
+    return _inspected(client, made)
 
 
 def dataset(client: Client, text: str) -> Dataset:

@@ -143,6 +143,8 @@ def model(found: resources.Model) -> Iterator[Table]:
 def _facts(found: resources.Model) -> Iterator[tuple[str, str]]:
     yield "name", found.name
     yield "state", found.state
+    if found.architecture is not None:
+        yield "architecture", found.architecture
     looked = found.inspection
     if looked is None:
         return

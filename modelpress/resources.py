@@ -63,9 +63,11 @@ class Inspected(Identified):
 class Model(Inspected):
     """An uploaded network; `inspection` is null until `state` was 'ready' once.
 
-    `onnx_sha256` is the file that jobs use, where the upload was converted to ONNX.
+    `onnx_sha256` is the file that jobs use, where the upload was converted to ONNX. `architecture` is what timm calls the
+    network of a file that is weights alone.
     """
 
+    architecture: str | None = None
     onnx_sha256: str | None = None
     onnx_size_bytes: int | None = None
     inspection: ModelInspection | None = None

@@ -21,6 +21,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from modelpress.spec import order
 from modelpress.spec.constraint import Constraint
+from modelpress.spec.inspection import Architecture
 from modelpress.spec.job import Formats, Images, Limits, Role
 from modelpress.spec.recipe import Recipe
 from modelpress.spec.report import Report
@@ -29,10 +30,12 @@ from workers import attempt, sandbox
 
 REPORT = "report.json"
 _ZIP = b"PK\x03\x04"
+_HEAD_BYTES = 9
 
 _FORMATS: TypeAdapter[Formats] = TypeAdapter(Formats)
 _CONSTRAINTS: TypeAdapter[tuple[Constraint, ...]] = TypeAdapter(tuple[Constraint, ...])
 _MODELS: TypeAdapter[dict[Role, Path]] = TypeAdapter(dict[Role, Path])
+_ARCHITECTURES: TypeAdapter[dict[Role, Architecture]] = TypeAdapter(dict[Role, Architecture])
 
 
 class Unusable(Exception):
@@ -66,6 +69,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m workers.local", description=__doc__)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--models", type=_MODELS.validate_json, default={})
+    parser.add_argument("--architecture")
+    parser.add_argument("--architectures", type=_ARCHITECTURES.validate_json, default={})
     parser.add_argument("--data", type=Path)
     parser.add_argument("--eval-data", type=Path)
     parser.add_argument("--out", type=Path, required=True)
@@ -85,8 +90,11 @@ def _order(args: argparse.Namespace, jobdir: Path, stop: attempt.ShouldStop) -> 
     """
     (jobdir / order.INPUT).mkdir()
     return order.CompressOrder(
-        model=_model(args.model, jobdir, "model", stop),
-        models={r: _model(path, jobdir, f"model-{r}", stop) for r, path in args.models.items()},
+        model=_model(args.model, args.architecture, jobdir, "model", stop),
+        models={
+            role: _model(path, args.architectures.get(role), jobdir, f"model-{role}", stop)
+            for role, path in args.models.items()
+        },
         data=order.OrderData(
             train=_copied(args.data, jobdir, "train") if args.data else None,
             eval=_copied(args.eval_data, jobdir, "eval") if args.eval_data else None,
@@ -100,22 +108,30 @@ def _order(args: argparse.Namespace, jobdir: Path, stop: attempt.ShouldStop) -> 
     )
 
 
-def _model(path: Path, jobdir: Path, name: str, stop: attempt.ShouldStop) -> order.FileRef:
-    """A model as ONNX: a zip, as torch.export writes, is converted by a child of its own, in the fence."""
-    with path.open("rb") as file:
-        is_zip = file.read(4) == _ZIP
-    if not is_zip:
+def _model(
+    path: Path, architecture: str | None, jobdir: Path, name: str, stop: attempt.ShouldStop
+) -> order.FileRef:
+    """A model as ONNX: in another format it is converted by a child of its own, in the fence."""
+    if architecture is None and not _is_converted(path):
         return _copied(path, jobdir, name)
     with tempfile.TemporaryDirectory(prefix="modelpress-") as directory:
         inner = Path(directory).resolve()
         (inner / order.INPUT).mkdir()
-        asked = order.InspectOrder(kind="model", file=_copied(path, inner, "model"))
+        file = _copied(path, inner, "model")
+        asked = order.InspectOrder(kind="model", file=file, architecture=architecture)
         (inner / order.ORDER).write_text(asked.model_dump_json())
         ended = attempt.run(inner, limits=Limits(), on_progress=_say, should_stop=stop)
         if ended.how != "succeeded":
             raise Unusable(ended)
         made = ended.artifacts[0].path if ended.artifacts else path
         return _copied(made, jobdir, name).model_copy(update={"name": path.name[:255]})
+
+
+def _is_converted(path: Path) -> bool:
+    """Whether a file is a zip, as torch.export writes, or safetensors: a length below 4 GiB, then JSON."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+    return head.startswith(_ZIP) or (head[8:] == b"{" and not any(head[4:8]))
 
 
 def _copied(path: Path, jobdir: Path, name: str) -> order.FileRef:

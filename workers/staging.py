@@ -91,8 +91,10 @@ def _order(
     if job.kind == "compress":
         return _compress_order(session, job, sandbox)
     if job.kind == "inspect_model":
-        file = _file(session.get_one(Model, job.model_id), "file")
-        return order.InspectOrder(kind="model", file=file), [file]
+        model = session.get_one(Model, job.model_id)
+        file = _file(model, "file")
+        asked = order.InspectOrder(kind="model", file=file, architecture=model.architecture)
+        return asked, [file]
     file = _file(session.get_one(Dataset, job.dataset_id), "file")
     return order.InspectOrder(kind="dataset", file=file), [file]
 

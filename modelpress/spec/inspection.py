@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+Architecture = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=128)
+]
+"""What timm calls a network: 'resnet18', or 'resnet18.a1_in1k'; whether there is one, a worker finds out."""
 
 
 class _Frozen(BaseModel):
@@ -59,9 +64,9 @@ class Capability(_Frozen):
 class ModelInspection(_Frozen):
     """What is in a model."""
 
-    format: Literal["onnx", "onnx_zip", "pt2"] = Field(
+    format: Literal["onnx", "onnx_zip", "pt2", "safetensors"] = Field(
         description="Format of the file: 'onnx'; 'onnx_zip', a zip of an ONNX model and the files that hold its weights, "
-        "which became one file; or 'pt2' of torch.export, which was converted to ONNX."
+        "which became one file; 'pt2' of torch.export, or 'safetensors' with the name of an architecture, which were converted to ONNX."
     )
     opset: int = Field(description="Version of the default ONNX operator set.")
     producer: str = Field(default="", description="What exported it, as the file says.")

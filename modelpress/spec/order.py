@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from modelpress.spec.constraint import Constraint
+from modelpress.spec.inspection import Architecture
 from modelpress.spec.job import MAX_MODELS, Formats, Images, Role
 from modelpress.spec.recipe import Recipe
 
@@ -85,6 +86,9 @@ class InspectOrder(_Frozen):
     task: Literal["inspect"] = "inspect"
     kind: Literal["model", "dataset"]
     file: FileRef
+    architecture: Architecture | None = Field(
+        default=None, description="What timm calls the network of a model that is weights alone."
+    )
 
 
 Order = Annotated[CompressOrder | InspectOrder, Field(discriminator="task")]

@@ -11,10 +11,18 @@ from pathlib import Path
 from modelpress.spec import order
 from modelpress.spec.inspection import ModelInspection
 from workers.engine import capabilities, data, formats, outbox
+from workers.engine.errors import BadModel, Unsupported
 from workers.engine.formats import bundle, inspection
+from workers.engine.graph import Graph
 
-CONVERTER = "workers.engine.formats.torch_export"
+PROGRAMS = "workers.engine.formats.torch_export"
+WEIGHTS = "workers.engine.formats.state_dict"
 """Loaded by name: torch's exporter takes seconds, which an ONNX file does not wait for."""
+
+NAME_IT = (
+    "say which network of timm they are of: `architecture` in POST /v1/models, or --architecture resnet18; any "
+    "other network: save torch.export.export(model.eval(), (example,)) with torch.export.save, or export to ONNX"
+)
 
 
 def inspect(jobdir: Path) -> None:
@@ -31,26 +39,53 @@ def inspect(jobdir: Path) -> None:
     teller.start(0, "inspect", f"looking into the {asked.kind}")
     path = jobdir / asked.file.path
     if asked.kind == "model":
-        outbox.write(jobdir / order.INSPECTION, _inspect_model(jobdir, path, teller))
+        outbox.write(jobdir / order.INSPECTION, _inspect_model(jobdir, asked, teller))
     else:
         outbox.write(jobdir / order.INSPECTION, data.inspect(path, jobdir / order.WORK))
     teller.done("done")
 
 
-def _inspect_model(jobdir: Path, path: Path, teller: outbox.Teller) -> ModelInspection:
+def _inspect_model(
+    jobdir: Path, asked: order.InspectOrder, teller: outbox.Teller
+) -> ModelInspection:
     """What is in a model; one that is not ONNX is converted, and output/converted.onnx is what jobs will use."""
+    path = jobdir / asked.file.path
     found = formats.format_of(path)
+    _require_fitting(found, asked.architecture)
     if found == "onnx":
         return _look(jobdir, path, teller)
-    if found == "onnx_zip":
-        formats.save(bundle.load(path, jobdir / order.WORK), jobdir / order.CONVERTED)
-        looked = _look(jobdir, jobdir / order.CONVERTED, teller)
-        return looked.model_copy(update={"format": found})
-    converter = importlib.import_module(CONVERTER)
-    graph = converter.convert(path, jobdir / order.WORK, teller.tell)
+    graph, notes = _converted(found, path, asked.architecture, jobdir / order.WORK, teller)
     formats.save(graph, jobdir / order.CONVERTED)
     looked = _look(jobdir, jobdir / order.CONVERTED, teller)
-    return looked.model_copy(update={"format": found, "notes": converter.notes(graph)})
+    return looked.model_copy(update={"format": found, "notes": notes})
+
+
+def _require_fitting(found: formats.Format, architecture: str | None) -> None:
+    """An architecture belongs to weights, and to nothing else."""
+    if found == "safetensors" and architecture is None:
+        raise Unsupported(
+            "the file is safetensors: weights without the network that they belong to", hint=NAME_IT
+        )
+    if found != "safetensors" and architecture is not None:
+        raise BadModel(
+            f"the architecture '{architecture}' was given with a file that is no safetensors but {found}",
+            hint="a whole network needs none: leave it out",
+        )
+
+
+def _converted(
+    found: formats.Format, path: Path, architecture: str | None, work: Path, teller: outbox.Teller
+) -> tuple[Graph, tuple[str, ...]]:
+    """The graph of a file in another format, and what a reader should know of it."""
+    if found == "onnx_zip":
+        return bundle.load(path, work), ()
+    if found == "pt2":
+        programs = importlib.import_module(PROGRAMS)
+        graph = programs.convert(path, work, teller.tell)
+        return graph, programs.notes(graph)
+    weights = importlib.import_module(WEIGHTS)
+    made: tuple[Graph, tuple[str, ...]] = weights.convert(path, architecture, work, teller.tell)
+    return made
 
 
 def _look(jobdir: Path, path: Path, teller: outbox.Teller) -> ModelInspection:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from modelpress.spec.inspection import ModelInspection
 from workers.engine.formats import inspection, onnx
-from workers.engine.formats.sniff import format_of
+from workers.engine.formats.sniff import Format, format_of
 from workers.engine.graph import Graph
 
-__all__ = ["format_of", "inspect", "load", "save"]
+__all__ = ["Format", "format_of", "inspect", "load", "save"]
 
 
 def load(path: str | PathLike[str]) -> Graph:

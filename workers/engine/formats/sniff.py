@@ -8,7 +8,7 @@ from typing import Literal
 
 from workers.engine.errors import BadModel, Unsupported
 
-Format = Literal["onnx", "onnx_zip", "pt2"]
+Format = Literal["onnx", "onnx_zip", "pt2", "safetensors"]
 
 _EXPORT = (
     "save torch.export.export(model.eval(), (example,)) with torch.export.save, or export to ONNX"
@@ -35,9 +35,7 @@ def format_of(path: Path) -> Format:
     if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
         raise Unsupported(f"the file is a pickle; {_RUNS_CODE}", hint=_EXPORT)
     if head[8:9] == b"{" and not any(head[4:8]):
-        raise Unsupported(
-            "the file is safetensors: weights without the network that they belong to", hint=_EXPORT
-        )
+        return "safetensors"
     return "onnx"
 
 

@@ -48,7 +48,16 @@ def convert(path: Path, work: Path, tell: Tell = lambda fraction, message: None)
         Unsupported: it holds what is no plain tensor, or operators that have no ONNX form; the message names them.
     """
     tell(0.0, "reading the exported program")
-    program = _program(path)
+    return graph_of(_program(path), work, tell)
+
+
+def graph_of(program: ExportedProgram, work: Path, tell: Tell) -> Graph:
+    """The graph of a program that torch made of what was checked.
+
+    Raises:
+        BadModel: what it becomes breaks a limit.
+        Unsupported: it has operators without an ONNX form; the message names them.
+    """
     tell(0.2, "converting the program to ONNX")
     model = _model(program)
     tell(0.8, "checking the converted model")
