@@ -81,7 +81,11 @@ ApiKey = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="One JSON value on standard output.")]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job.")]
 ModelFile = Annotated[
-    str, typer.Argument(metavar="MODEL", help="An ONNX file, or the id of an uploaded model.")
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A file of ONNX, .pt2 or .safetensors, or the id of an uploaded model.",
+    ),
 ]
 RecipeName = Annotated[
     str,
@@ -94,6 +98,14 @@ DataFile = Annotated[
 EvalFile = Annotated[
     str | None,
     typer.Option("--eval-data", help="Samples to measure on; else a share of --data is kept."),
+]
+Architectures = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--architecture",
+        metavar="NAME",
+        help="Of weights in .safetensors: what timm calls the network, such as resnet18; of another model ROLE=NAME; repeatable.",
+    ),
 ]
 Others = Annotated[
     list[str] | None,
@@ -135,6 +147,7 @@ def compress(
     data: DataFile = None,
     eval_data: EvalFile = None,
     others: Others = None,
+    architecture: Architectures = None,
     constraint: Constraints = None,
     format_: Formats = None,
     seed: Seed = 0,
@@ -158,6 +171,7 @@ def compress(
         recipe,
         constraint,
         others=others,
+        architectures=architecture,
         formats=format_,
         mean=mean,
         std=std,
@@ -179,6 +193,7 @@ def submit(
     data: DataFile = None,
     eval_data: EvalFile = None,
     others: Others = None,
+    architecture: Architectures = None,
     constraint: Constraints = None,
     format_: Formats = None,
     seed: Seed = 0,
@@ -197,6 +212,7 @@ def submit(
         recipe,
         constraint,
         others=others,
+        architectures=architecture,
         formats=format_,
         mean=mean,
         std=std,
@@ -212,6 +228,10 @@ def submit(
 @app.command()
 def inspect(
     model: ModelFile,
+    architecture: Annotated[
+        str | None,
+        typer.Option(help="Of weights in .safetensors: what timm calls the network."),
+    ] = None,
     again: Annotated[
         bool, typer.Option("--again", help="Look anew: a newer service may know more steps.")
     ] = False,
@@ -221,7 +241,7 @@ def inspect(
 ) -> None:
     """Tell what is in a model and which steps could do what to it; a file is uploaded first."""
     with clients.Client(url, key) as client:
-        found = _send.model(client, model)
+        found = _send.model(client, model, architecture)
         if again:
             found = client.inspect_again(found)
     _print(found, as_json, plain=_show.model(found))

@@ -146,17 +146,26 @@ class Client:
         path: str | os.PathLike[str],
         *,
         name: str = "",
+        architecture: str | None = None,
         on_progress: Told = _nobody,
         timeout_s: float = DAY_S,
     ) -> Model:
         """Uploads a model and waits until a worker has looked into it.
+
+        Args:
+            path: The file.
+            name: A name for people; empty takes that of the file.
+            architecture: For a state_dict in safetensors: what timm calls its network, such as 'resnet18'.
+            on_progress: Hears how many bytes were sent, and of how many.
+            timeout_s: How long to wait.
 
         Raises:
             InspectionFailed: the file is no usable model; the failure says why.
             WaitTimeout: no worker looked into it in time.
         """
         upload = self.upload(path, on_progress=on_progress)
-        return self.inspected(self.create_model(upload, name=name), timeout_s=timeout_s)
+        model = self.create_model(upload, name=name, architecture=architecture)
+        return self.inspected(model, timeout_s=timeout_s)
 
     def upload_dataset(
         self,
@@ -175,9 +184,20 @@ class Client:
         upload = self.upload(path, on_progress=on_progress)
         return self.inspected(self.create_dataset(upload, name=name), timeout_s=timeout_s)
 
-    def create_model(self, upload: str | Upload, *, name: str = "") -> Model:
-        """Makes a model of a complete upload; it is inspected before jobs may use it."""
-        return self._post("/v1/models", Model, {"upload": _id(upload), "name": name})
+    def create_model(
+        self, upload: str | Upload, *, name: str = "", architecture: str | None = None
+    ) -> Model:
+        """Makes a model of a complete upload; it is inspected before jobs may use it.
+
+        Args:
+            upload: The file.
+            name: A name for people; empty takes that of the file.
+            architecture: For a state_dict in safetensors: what timm calls its network, such as 'resnet18'.
+        """
+        body = {"upload": _id(upload), "name": name}
+        if architecture is not None:
+            body["architecture"] = architecture
+        return self._post("/v1/models", Model, body)
 
     def create_dataset(self, upload: str | Upload, *, name: str = "") -> Dataset:
         """Makes a dataset of a complete upload; it is inspected before jobs may use it."""
