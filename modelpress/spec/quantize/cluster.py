@@ -67,10 +67,10 @@ class QuantizeCluster(Step):
         default="layer",
         description="One table for each layer, or one for all layers of the same bits.",
     )
-    initialization: Literal["linear", "density", "random"] = Field(
+    initialization: Literal["linear", "density", "random", "optimal"] = Field(
         default="linear",
         description="Where k-means begins: values evenly spread over the range, which keeps the rare large weights; "
-        "at even shares of the weights; or at random weights.",
+        "at even shares of the weights; at random weights; or where the error is least (found by dynamic programming).",
     )
     fine_tune: CentroidTraining | None = Field(
         default=None,

@@ -3,7 +3,8 @@
     cost = sum over all values of (value - centroid of its cluster)^2        (Han et al. 2016, arXiv 1510.00149, eq. 2)
 
 Lloyd's iterations on sorted values and their prefix sums. A centroid without members moves into the cluster of the largest error, which
-can only lower the cost.
+can only lower the cost. Where they begin decides which of many minima they reach; on a line the least of all is found by dynamic
+programming over the places of the cuts, here exactly for up to CUTS distinct values, and for more between as many cuts.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import numpy.typing as npt
 
 Numbers = npt.NDArray[np.float64]
 MAX_ITERATIONS = 300
+CUTS = 1024
+"""Between which dynamic programming chooses."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +68,47 @@ def fit(line: Line, count: int, initialization: str, rng: np.random.Generator) -
 
 
 def begin(line: Line, count: int, initialization: str, rng: np.random.Generator) -> Numbers:
-    """Centroids to begin with: evenly over the range, at even shares of the values, or at random values."""
+    """Centroids to begin with: evenly over the range, at even shares of the values, at random values, or the best there are."""
     values = line.values
+    if initialization == "optimal":
+        return optimal(line, count)
     if initialization == "linear":
         return np.linspace(values[0], values[-1], count)
     if initialization == "density":
         return np.quantile(values, (np.arange(count) + 0.5) / count)
     return np.sort(rng.choice(np.unique(values), count, replace=False))
+
+
+def optimal(line: Line, count: int) -> Numbers:
+    """The means of the `count` runs of neighbours whose errors have the least sum."""
+    cuts = _possible_cuts(line.values)
+    start, end = cuts[:-1, None], cuts[None, 1:]
+    length = np.maximum(end - start, 1)
+    total = line.sums[end] - line.sums[start]
+    run = line.squares[end] - line.squares[start] - total**2 / length
+    run = np.where(end > start, run, np.inf)
+    best, back = run[0], []
+    for _ in range(count - 1):
+        sums = best[:-1, None] + run[1:]
+        back.append(sums.argmin(axis=0) + 1)
+        best = np.concatenate([[np.inf], sums.min(axis=0)[1:]])
+    bounds = [len(cuts) - 1]
+    for came_from in reversed(back):
+        bounds.append(int(came_from[bounds[-1] - 1]))
+    ends = cuts[[0, *reversed(bounds)]]
+    found: Numbers = np.diff(line.sums[ends]) / np.diff(ends)
+    return found
+
+
+def _possible_cuts(values: Numbers) -> npt.NDArray[np.intp]:
+    """Where runs may begin and end: between any distinct values, or evenly over the range and over the values."""
+    starts = np.flatnonzero(np.diff(values)) + 1
+    if starts.size >= CUTS:
+        evenly = np.searchsorted(values, np.linspace(values[0], values[-1], CUTS // 2))
+        shares = np.linspace(0, values.size, CUTS // 2).astype(np.intp)
+        wanted = np.searchsorted(starts, np.union1d(evenly, shares)).clip(0, starts.size - 1)
+        starts = starts[np.unique(wanted)]
+    return np.concatenate([[0], starts, [values.size]])
 
 
 def step(line: Line, centroids: Numbers) -> Numbers:
