@@ -121,6 +121,31 @@ def get(session: Session, kind: type[Entry], project_id: str, entry_id: str) -> 
     return found
 
 
+def require_ready(entry: Model | Dataset, pointer: str = "") -> None:
+    """Refuses what was not looked into with success; `pointer` leads to it in the request's body.
+
+    Raises:
+        Conflict: it is being inspected for the first time, or was rejected.
+    """
+    noun, where = _NOUNS[type(entry)], {"pointer": pointer} if pointer else {}
+    if entry.inspection is not None:
+        return
+    if entry.state == "rejected":
+        why = str((entry.failure or {}).get("message", ""))
+        raise errors.Conflict(
+            f"{noun} {entry.id!r} was rejected: {why}",
+            code=f"{noun}_rejected",
+            hint="upload a file without that defect",
+            extra=where,
+        )
+    raise errors.Conflict(
+        f"{noun} {entry.id!r} is still being inspected",
+        code=f"{noun}_not_ready",
+        hint=f"ask again when GET /v1/{noun}s/{entry.id} says 'ready'",
+        extra=where,
+    )
+
+
 def page(
     session: Session,
     kind: type[Entry],

@@ -11,7 +11,7 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from app import errors, fitting, ids, jobs, settings
+from app import catalogue, errors, fitting, ids, jobs, settings
 from app.accounts import Principal
 from app.tables import Dataset, Job, Model
 from modelpress.spec.constraint import Metric
@@ -118,7 +118,7 @@ def _find(session: Session, principal: Principal, request: JobRequest) -> Inputs
     if missing:
         raise errors.Unprocessable(missing[0].reason, code="not_found", problems=missing)
     for pointer, row in found.items():
-        _require_ready(row, pointer)
+        catalogue.require_ready(row, pointer)
     return _inputs(found)
 
 
@@ -156,26 +156,6 @@ def _unknown(pointer: str, id_: str) -> Problem:
         code="not_found",
         reason=f"the project has no {noun} {id_!r}",
         hint=f"GET /v1/{noun}s lists them; POST /v1/{noun}s makes one of an upload",
-    )
-
-
-def _require_ready(row: Model | Dataset, pointer: str) -> None:
-    noun = "model" if isinstance(row, Model) else "dataset"
-    if row.inspection is not None:
-        return
-    if row.state == "rejected":
-        why = str((row.failure or {}).get("message", ""))
-        raise errors.Conflict(
-            f"{noun} {row.id!r} was rejected: {why}",
-            code=f"{noun}_rejected",
-            hint="upload a file without that defect",
-            extra={"pointer": pointer},
-        )
-    raise errors.Conflict(
-        f"{noun} {row.id!r} is still being inspected",
-        code=f"{noun}_not_ready",
-        hint=f"submit again when GET /v1/{noun}s/{row.id} says 'ready'",
-        extra={"pointer": pointer},
     )
 
 

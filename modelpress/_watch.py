@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 import typer
 
@@ -51,6 +52,13 @@ def fetch(client: Client, job: Job, out: Path) -> tuple[Path, ...]:
             paths.append(client.download(artifact, out, on_progress=told))
     report = client.report(job).model_dump_json(by_alias=True, indent=2)
     return (*paths, _download.write(out / "report.json", report.encode() + b"\n"))
+
+
+def fetch_model(client: Client, model: str, out: Path, *, onnx: bool) -> tuple[Path, ...]:
+    """Downloads the file of a model, or the ONNX file that jobs use."""
+    with _show.transfer(f"download {model}") as told:
+        format_: Literal["uploaded", "onnx"] = "onnx" if onnx else "uploaded"
+        return (client.download_model(model, out, format=format_, on_progress=told),)
 
 
 def _report_of(client: Client, job: Job) -> Report | None:

@@ -257,14 +257,26 @@ def watch(job: JobId, as_json: Json = False, url: Url = None, key: ApiKey = None
 
 @app.command(epilog=EPILOG)
 def fetch(
-    job: JobId, out: Out = None, as_json: Json = False, url: Url = None, key: ApiKey = None
+    what: Annotated[str, typer.Argument(metavar="JOB|MODEL", help="Id of a job, or of a model.")],
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Of a model: the ONNX file that jobs use.")
+    ] = False,
+    out: Out = None,
+    as_json: Json = False,
+    url: Url = None,
+    key: ApiKey = None,
 ) -> None:
-    """Download the artifacts of a job, and its report.
+    """Download the artifacts of a job and its report, or the file of a model.
 
-    They go to --out, by default a directory named as the job is.
+    They go to --out, by default a directory named as the job or model is.
     """
     with clients.Client(url, key) as client:
-        files = _watch.fetch(client, client.job(job), out or Path(job))
+        if what.startswith(_send.MODEL_ID):
+            files = _watch.fetch_model(client, what, out or Path(what), onnx=onnx)
+        elif onnx:
+            raise typer.BadParameter(f"--onnx is for a model, {what!r} is none")
+        else:
+            files = _watch.fetch(client, client.job(what), out or Path(what))
     _print([str(file) for file in files], as_json, plain="\n".join(map(str, files)))
 
 

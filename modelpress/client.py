@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 from urllib.parse import quote
 
 from pydantic import BaseModel
@@ -425,7 +425,25 @@ class Client:
             ChecksumMismatch: what arrived is not what the server says it sent.
         """
         known = artifact if isinstance(artifact, Artifact) else self.artifact(artifact)
-        return _download.fetch(self._http, known, Path(directory), told=on_progress)
+        source = _download.of_artifact(known)
+        return _download.fetch(self._http, source, Path(directory), told=on_progress)
+
+    def download_model(
+        self,
+        model: str | Model,
+        directory: str | os.PathLike[str] = ".",
+        *,
+        format: Literal["uploaded", "onnx"] = "uploaded",
+        on_progress: Told = _nobody,
+    ) -> Path:
+        """Puts the file of a model into a directory, as `download` does: the uploaded one, or the ONNX file that jobs use.
+
+        Raises:
+            Conflict: the ONNX file is asked for and nobody has looked into the model yet, or it was rejected.
+            ChecksumMismatch: what arrived is not what the server says it sent.
+        """
+        source = _download.of_model(self.model(model), format)
+        return _download.fetch(self._http, source, Path(directory), told=on_progress)
 
     def fetch(self, job: str | Job, directory: str | os.PathLike[str] = ".") -> tuple[Path, ...]:
         """Downloads every file a job made, and its report as report.json."""

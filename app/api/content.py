@@ -7,6 +7,7 @@ import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import PurePath
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -69,6 +70,19 @@ def file_of(row: Model | Dataset | Artifact) -> File:
         name=row.name if isinstance(row, Artifact) else row.filename,
         sha256=row.sha256,
         size_bytes=row.size_bytes,
+    )
+
+
+def onnx_of(model: Model) -> File:
+    """The ONNX file that jobs use of a model that was looked into."""
+    file = file_of(model)
+    if model.onnx_sha256 is None or model.onnx_size_bytes is None:
+        return file
+    return File(
+        key=storage.blob_key(model.project_id, model.onnx_sha256),
+        name=f"{PurePath(file.name).stem}.onnx",
+        sha256=model.onnx_sha256,
+        size_bytes=model.onnx_size_bytes,
     )
 
 

@@ -21,6 +21,13 @@ router = APIRouter(prefix="/models", tags=["models"])
 
 State = Literal["inspecting", "ready", "rejected"]
 ModelId = Annotated[str, Path(max_length=64, description="Id of the model.")]
+Format = Annotated[
+    Literal["uploaded", "onnx"],
+    Query(
+        alias="format",
+        description="'uploaded': the file as it came; 'onnx': what it was converted to, or itself where it came as ONNX.",
+    ),
+]
 
 
 class NewModel(BaseModel):
@@ -119,20 +126,32 @@ def inspect_model(model_id: ModelId, session: Db, me: Me, response: Response) ->
 
 @router.get("/{model_id}/content", **content.OPENAPI)
 async def download_model(
-    request: Request, model_id: ModelId, me: Me, _: content.Conditions
+    request: Request,
+    model_id: ModelId,
+    me: Me,
+    _: content.Conditions,
+    format_: Format = "uploaded",
 ) -> Response:
-    """Downloads the file as it was uploaded; ranges and revalidation work."""
-    return await content.respond(request, await run_in_threadpool(_file, me, model_id))
+    """Downloads the file as it was uploaded, or as the ONNX file that jobs use; ranges and revalidation work."""
+    return await content.respond(request, await run_in_threadpool(_file, me, model_id, format_))
 
 
 @router.head("/{model_id}/content", **content.OPENAPI)
 async def describe_model_file(
-    request: Request, model_id: ModelId, me: Me, _: content.Conditions
+    request: Request,
+    model_id: ModelId,
+    me: Me,
+    _: content.Conditions,
+    format_: Format = "uploaded",
 ) -> Response:
     """Answers the headers of a download."""
-    return await content.respond(request, await run_in_threadpool(_file, me, model_id))
+    return await content.respond(request, await run_in_threadpool(_file, me, model_id, format_))
 
 
-def _file(me: Principal, model_id: str) -> content.File:
+def _file(me: Principal, model_id: str, format_: str) -> content.File:
     with db.transaction() as session:
-        return content.file_of(catalogue.get(session, tables.Model, me.project_id, model_id))
+        model = catalogue.get(session, tables.Model, me.project_id, model_id)
+        if format_ == "uploaded":
+            return content.file_of(model)
+        catalogue.require_ready(model)
+        return content.onnx_of(model)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 import httpx
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from app import db, ids, settings, storage, tables
 from app.api import content
 from modelpress.spec.state import JobState
-from tests import servers
+from tests import actor, servers
 from tests.app.conftest import Api, new_project
 
 DATA = bytes(range(256)) * 20_000  # 5 MB: more than one block
@@ -117,6 +118,47 @@ def test_known_file_is_not_sent_again(client: httpx.Client, path: str, tag: str)
 
 def test_other_tag_gets_the_file(client: httpx.Client, path: str) -> None:
     assert client.get(path, headers={"If-None-Match": '"other"'}).status_code == 200
+
+
+@pytest.fixture
+def converted(any_client: httpx.Client) -> str:
+    """The address of the file of a model that was converted to the ONNX file DATA[:-1]."""
+    path, onnx = _upload(any_client), DATA[:-1]
+    with db.transaction() as session:
+        model = session.get_one(tables.Model, path.split("/")[3])
+        model.state, model.inspection = "ready", actor.MODEL.model_dump(mode="json")
+        model.filename, model.onnx_size_bytes = "net.v1.pt2", len(onnx)
+        model.onnx_sha256 = hashlib.sha256(onnx).hexdigest()
+        key = storage.blob_key(model.project_id, model.onnx_sha256)
+    asyncio.run(storage.get().put_stream(key, _blocks(onnx), size_bytes=len(onnx)))
+    return path
+
+
+async def _blocks(data: bytes) -> AsyncIterator[bytes]:
+    yield data
+
+
+def test_onnx_that_an_upload_became_comes_as_a_file_of_its_own(
+    any_client: httpx.Client, converted: str
+) -> None:
+    raw, onnx = any_client.get(converted), any_client.get(f"{converted}?format=onnx")
+    head = any_client.head(f"{converted}?format=onnx")
+
+    assert (raw.content, onnx.content) == (DATA, DATA[:-1])
+    assert 'filename="net.v1.pt2"' in raw.headers["Content-Disposition"]
+    assert 'filename="net.v1.onnx"' in onnx.headers["Content-Disposition"]
+    assert head.headers["ETag"] == onnx.headers["ETag"] != raw.headers["ETag"]
+
+
+def test_onnx_upload_is_what_jobs_use(client: httpx.Client, path: str) -> None:
+    refused = client.get(f"{path}?format=onnx")
+    with db.transaction() as session:
+        model = session.get_one(tables.Model, path.split("/")[3])
+        model.state, model.inspection = "ready", actor.MODEL.model_dump(mode="json")
+
+    assert (refused.status_code, refused.json()["code"]) == (409, "model_not_ready")
+    assert client.get(f"{path}?format=onnx").content == DATA
+    assert client.get(f"{path}?format=pt2").status_code == 422
 
 
 def test_artifact_is_listed_described_and_downloaded(api: Api) -> None:

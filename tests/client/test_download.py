@@ -139,3 +139,28 @@ def test_server_can_not_choose_where_a_file_lands(tmp_path: Path, name: str) -> 
     ):
         c.download(artifact(name=name), tmp_path)
     assert server.requests == []
+
+
+def test_onnx_file_of_a_converted_model_has_its_own_hash_and_name(tmp_path: Path) -> None:
+    onnx, raw = CONTENT, b"archive"
+    model = {
+        "id": "mdl_1",
+        "name": "net",
+        "state": "ready",
+        "filename": "net.pt2",
+        "sha256": hashlib.sha256(raw).hexdigest(),
+        "size_bytes": len(raw),
+        "onnx_sha256": hashlib.sha256(onnx).hexdigest(),
+        "onnx_size_bytes": len(onnx),
+    }
+
+    def answer(request: little.Request) -> little.Answer:
+        if "/content" not in request.path:
+            return little.of(model)
+        return ranged(request, onnx if request.path.endswith("?format=onnx") else raw)
+
+    with little.serving(answer) as server, client(server.url) as c:
+        made = c.download_model("mdl_1", tmp_path, format="onnx")
+        sent = c.download_model("mdl_1", tmp_path)
+    assert (made.name, made.read_bytes()) == ("net.onnx", onnx)
+    assert (sent.name, sent.read_bytes()) == ("net.pt2", raw)

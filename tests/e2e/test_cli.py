@@ -8,7 +8,6 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-import httpx
 import numpy as np
 import onnx
 import onnxruntime
@@ -93,13 +92,16 @@ def test_pytorch_goes_in_and_comes_out(run: Run, directory: Path, service: Servi
     assert (found - wanted).abs().max() < 0.1 * wanted.abs().max()
     with Client(service.url, service.key) as client:
         model = client.model(client.job(json.loads(run("jobs", "--json").stdout)[0]["id"]).model)
-        raw = httpx.get(
-            f"{service.url}/v1/models/{model.id}/content",
-            headers={"Authorization": f"Bearer {service.key}"},
-        )
     assert model.inspection.format == "pt2"
     assert model.onnx_sha256 not in (None, model.sha256)
-    assert raw.content == sent.read_bytes()
+    for more, name in (((), "net.pt2"), (("--onnx",), "net.onnx")):
+        assert run("fetch", model.id, *more).stdout.split() == [f"{model.id}/{name}"]
+    assert (directory / model.id / "net.pt2").read_bytes() == sent.read_bytes()
+    assert onnx.load(directory / model.id / "net.onnx").graph.output[0].name
+
+
+def test_onnx_of_a_job_is_refused(run: Run, done: str) -> None:
+    assert run("fetch", done, "--onnx").exit_code == Exit.USAGE
 
 
 def test_pickle_is_refused_by_name(run: Run, directory: Path) -> None:
