@@ -56,6 +56,14 @@ VARIANTS: dict[str, Step] = {
     "quantize.int8/percentile": STEPS["quantize.int8"](samples=32, calibration="percentile"),
     "quantize.int8/per-tensor": STEPS["quantize.int8"](samples=32, per_channel=False),
     "quantize.int8/dynamic": STEPS["quantize.int8"](mode="dynamic"),
+    "quantize.binary": STEPS["quantize.binary"](
+        float_ends=False, training={"epochs": 1, "batch_size": 16}
+    ),
+    "quantize.binary/binary_connect": STEPS["quantize.binary"](
+        method="binary_connect", stochastic=True, distill=0.5, training={"epochs": 1}
+    ),
+    "quantize.binary/bnn": STEPS["quantize.binary"](method="bnn", training={"epochs": 1}),
+    "quantize.binary/ternary": STEPS["quantize.binary"](method="ternary", training={"epochs": 1}),
     "quantize.cluster": STEPS["quantize.cluster"](bits=4, conv_bits=3),
     "quantize.cluster/global": STEPS["quantize.cluster"](
         bits=5, conv_bits=2, scope="global", initialization="density"
@@ -164,7 +172,7 @@ def check_effect(step: Step, source: Graph, data: bytes) -> None:
     elif step.kind == "prune.channels":
         parameters = sum(array.size for array in source.parameters().values())
         assert sum(w.size for w in weights.values()) < 0.9 * parameters
-    elif step.kind == "quantize.cluster":
+    elif step.kind in ("quantize.cluster", "quantize.binary"):
         floats = sum(array.nbytes for array in source.parameters().values())
         stored = {name: w for name, w in weights.items() if name.endswith("_codes")}
         assert stored

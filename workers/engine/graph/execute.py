@@ -57,10 +57,16 @@ class GraphModule(nn.Module):
         return outputs
 
     def run_with(
-        self, weights: Mapping[str, torch.Tensor], inputs: Collection[torch.Tensor]
+        self,
+        weights: Mapping[str, torch.Tensor],
+        inputs: Collection[torch.Tensor],
+        through: Mapping[str, program.Change] | None = None,
     ) -> tuple[torch.Tensor, ...]:
-        """Run the graph with other tensors in the place of these weights, by initializer name; gradients reach them."""
-        outputs, _ = self._run(inputs, (), weights)
+        """Run the graph with other tensors in the place of these weights, by initializer name; gradients reach them.
+
+        `through` names values that nodes make, and the functions that they go through before anybody reads them.
+        """
+        outputs, _ = self._run(inputs, (), weights, through)
         return outputs
 
     def values(
@@ -79,12 +85,17 @@ class GraphModule(nn.Module):
         inputs: Collection[torch.Tensor],
         names: Collection[str],
         instead: Mapping[str, torch.Tensor] | None = None,
+        through: Mapping[str, program.Change] | None = None,
     ) -> tuple[tuple[torch.Tensor, ...], program.Values]:
         values = self._feeds(inputs)
         device = next((x.device for x in inputs if program.is_away(x)), self.device)
         given: program.Values = {**values, **self._constants(), **(instead or {})}
         machine = program.Machine(
-            device, training=self.training, twins=dict(self._twins()), keep=names
+            device,
+            training=self.training,
+            twins=dict(self._twins()),
+            keep=names,
+            through=through,
         )
         kept = {name: given[name] for name in names if name in given}
         outputs = machine.run(self._program, given)

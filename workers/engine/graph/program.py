@@ -16,6 +16,9 @@ from workers.engine.graph.ops import TABLE, Call, Operator, key
 Values = dict[str, Any]
 """Tensors (or lists of tensors, for sequences) by value name."""
 
+Change = Callable[[torch.Tensor], torch.Tensor]
+"""What becomes of a value before anybody reads it."""
+
 _CPU = torch.device("cpu")
 
 
@@ -130,10 +133,12 @@ class Machine:
         training: bool = False,
         twins: Mapping[str, torch.Tensor] | None = None,
         keep: Collection[str] = (),
+        through: Mapping[str, Change] | None = None,
     ) -> None:
         self.device, self.training = device, training
         self.twins = twins or {}
         self.keep = frozenset(keep)
+        self.through = through or {}
         self.kept: Values = {}
 
     def run(self, program: Program, values: Values) -> list[Any]:
@@ -148,6 +153,8 @@ class Machine:
                 error.add_note(f"in {step.operator.name} '{step.name}'")
                 raise
             values.update(zip(step.outputs, results, strict=False))
+            for name in self.through.keys() & set(step.outputs):
+                values[name] = self.through[name](values[name])
             self.kept.update({name: values[name] for name in step.outputs if name in self.keep})
             for name in step.release:
                 values.pop(name, None)

@@ -21,11 +21,11 @@ import torch
 from modelpress.spec.quantize import QuantizeCluster
 from workers.engine import train
 from workers.engine.context import Context
-from workers.engine.errors import BadModel, NothingChanged
-from workers.engine.graph import Graph, codes, edit, execute, match
+from workers.engine.errors import NothingChanged
+from workers.engine.graph import Graph, codes, edit, execute
 from workers.engine.graph.match import Layer
 from workers.engine.passes import _overrides, _weights
-from workers.engine.passes.quantize import _kmeans
+from workers.engine.passes.quantize import _chosen, _kmeans
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 _NO_FASTER = (
@@ -43,7 +43,7 @@ def apply(graph: Graph, step: QuantizeCluster, ctx: Context) -> Graph:
         Diverged: fine-tuning gave NaN or infinity.
     """
     _weights.turn(graph)
-    bits = _bits(_chosen(graph, step, ctx), step)
+    bits = _bits(_chosen.layers(graph, step, ctx), step)
     tables = [
         _cluster(graph, names, width, step, ctx) for names, width in _groups(graph, bits, step)
     ]
@@ -64,7 +64,7 @@ def apply(graph: Graph, step: QuantizeCluster, ctx: Context) -> Graph:
 def survey(graph: Graph, ctx: Context) -> None:
     """Lists what could share values. Raises as `apply`."""
     _weights.turn(graph)
-    for name in _chosen(graph, QuantizeCluster(), ctx):
+    for name in _chosen.layers(graph, QuantizeCluster(), ctx):
         ctx.touched(name, "its weights can share a few values")
 
 
@@ -79,31 +79,6 @@ class Table:
     keeps_zero: bool
     errors: Mapping[str, float]
     """Of each weight: the norm of what changed over its norm."""
-
-
-def _chosen(graph: Graph, step: QuantizeCluster, ctx: Context) -> dict[str, Layer]:
-    """Layers by their weight, each once; the others are reported with a reason."""
-    found: dict[str, Layer] = {}
-    for layer in match.layers(graph):
-        if step.excludes(layer.weight, layer.name):
-            ctx.skipped(layer.weight, "excluded by the recipe")
-        else:
-            found.setdefault(layer.weight, layer)
-    for name, reason in match.not_layers(graph).items():
-        ctx.skipped(name, reason)
-    if not found:
-        raise NothingChanged(
-            "quantize.cluster found no weight of a convolution or matrix product",
-            hint="shorten exclude" if step.exclude else "leave this step out for this model",
-        )
-    for name in found:
-        if not np.isfinite(graph.weight(name).astype(np.float32)).all():
-            raise BadModel(
-                f"weight '{name}' has values that are not finite",
-                layer=name,
-                hint="train the model anew, or exclude the layer",
-            )
-    return found
 
 
 def _bits(layers: Mapping[str, Layer], step: QuantizeCluster) -> dict[str, int]:
