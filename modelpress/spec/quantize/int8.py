@@ -4,9 +4,28 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from modelpress.spec.step import Step
+
+Target = Literal["cpu", "tensorrt", "mobile"]
+
+
+class AdaRound(BaseModel):
+    """Whether each weight is rounded up or down is learned, so that the layer's outputs change least."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    iterations: int = Field(
+        default=500, ge=10, le=100_000, description="Optimizer steps for each layer."
+    )
+    learning_rate: float = Field(default=0.01, gt=0, le=1, description="Of Adam.")
+    regularization: float = Field(
+        default=1.0,
+        ge=0,
+        le=100,
+        description="How strongly weights are pushed to either side, beside an error of 1 for rounding to nearest.",
+    )
 
 
 class QuantizeInt8(Step):
@@ -14,7 +33,8 @@ class QuantizeInt8(Step):
 
     paper: ClassVar[str] = (
         "Jacob et al.: Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only "
-        "Inference (arXiv 1712.05877)"
+        "Inference (arXiv 1712.05877); equalize, bias_correction: Nagel et al. (arXiv 1906.04721); adaround: Nagel et al. "
+        "(arXiv 2004.10568); smooth: Xiao et al. (arXiv 2211.10438)"
     )
     leaves_trainable: ClassVar[bool] = False
 
@@ -23,8 +43,15 @@ class QuantizeInt8(Step):
         default="static",
         description="static: activation ranges measured on calibration data; dynamic: measured at each run, no data.",
     )
-    calibration: Literal["minmax", "percentile"] = Field(
-        default="minmax", description="How a static activation range is taken from the values seen."
+    target: Target = Field(
+        default="cpu",
+        description="Who runs the file. cpu: ONNX Runtime's integer kernels. tensorrt: symmetric int8, float biases, QuantizeLinear "
+        "where a layer reads. mobile: integers from end to end, one weight scale per matrix. Dynamic mode knows cpu only.",
+    )
+    calibration: Literal["minmax", "percentile", "entropy", "mse"] = Field(
+        default="minmax",
+        description="How a static activation range is taken from the values seen: all of them, a share of them, the range that keeps "
+        "most information (Kullback-Leibler), or that with the least squared error.",
     )
     percentile: float = Field(
         default=99.99,
@@ -40,9 +67,29 @@ class QuantizeInt8(Step):
     )
     reduce_range: bool | None = Field(
         default=None,
-        description="7-bit weights, against int16 saturation on CPUs without VNNI; null decides by this CPU and says so.",
+        description="7-bit weights, against int16 saturation on CPUs without VNNI; null decides by the CPU that measures and says so.",
+    )
+    equalize: bool = Field(
+        default=False,
+        description="Balances the channels of consecutive layers first, which changes nothing in float (cross-layer equalisation).",
+    )
+    smooth: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Moves outliers from activations behind a LayerNormalization into the weights, by this exponent (SmoothQuant; "
+        "0.5 is usual); null leaves them. Needs data.",
+    )
+    adaround: AdaRound | None = Field(
+        default=None,
+        description="Learns the rounding of each weight; null rounds to nearest. Needs data.",
+    )
+    bias_correction: bool = Field(
+        default=False,
+        description="Shifts biases so that the mean of each channel is that of the float layer. Needs data.",
     )
 
     @property
     def needs_data(self) -> bool:
-        return self.mode == "static"
+        refined = self.smooth is not None or self.adaround is not None or self.bias_correction
+        return self.mode == "static" or refined

@@ -12,7 +12,7 @@ from tests.engine import jobs, nets
 from workers.engine import formats, passes
 from workers.engine.errors import BadModel, NothingChanged
 from workers.engine.graph import execute
-from workers.engine.passes.quantize import int8
+from workers.engine.passes.quantize import _sweep, int8
 
 
 def quantize(name_or_model, tmp_path, *, train=True, **options):
@@ -71,7 +71,7 @@ def test_convolutional_nets_go_to_float_only_at_the_end(tmp_path):
 def test_products_of_activations_are_quantized_where_their_kernels_are_fast(tmp_path, monkeypatch):
     monkeypatch.setattr(int8, "_saturates", lambda: False)
     _, _, ctx = quantize("vision_transformer", tmp_path)
-    products = [t.layer for t in ctx.coverage.touched if t.change == "both activations in uint8"]
+    products = [t.layer for t in ctx.coverage.touched if t.change == "both activations as codes"]
     assert len(products) == 4
     found = fused(tmp_path)
     assert found["MatMulIntegerToFloat"] + found["QLinearMatMul"] == 16
@@ -166,7 +166,7 @@ def test_the_number_of_calibration_samples_is_respected(tmp_path, monkeypatch):
 def test_ranges_do_not_depend_on_the_memory_for_calibration(tmp_path, monkeypatch):
     quantize("residual_cnn", tmp_path)
     before = (tmp_path / "int8.onnx").read_bytes()
-    monkeypatch.setattr(int8._static, "_BATCH_BYTES", 100_000)
+    monkeypatch.setattr(_sweep, "_BATCH_BYTES", 100_000)
     quantize("residual_cnn", tmp_path)
     model, result = onnx.load_from_string(before), onnx.load(tmp_path / "int8.onnx")
     for a, b in zip(model.graph.initializer, result.graph.initializer, strict=True):

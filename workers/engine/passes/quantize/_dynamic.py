@@ -17,30 +17,56 @@ import onnx_ir as ir
 from modelpress.spec.quantize import QuantizeInt8
 from workers.engine.context import Context
 from workers.engine.graph import Graph, edit
-from workers.engine.passes.quantize import _affine
+from workers.engine.passes.quantize import _affine, _refine
 from workers.engine.passes.quantize._builder import Builder
+from workers.engine.passes.quantize._refine import Deeds
+from workers.engine.passes.quantize._rules import Rules
 from workers.engine.passes.quantize._targets import Target
-from workers.engine.passes.quantize._weights import Weights, describe
+from workers.engine.passes.quantize._weights import Layer, Weights, describe
+
+_INTEGER = frozenset({"Gemm", "MatMul"})
 
 
 def quantize(
-    graph: Graph, targets: Sequence[Target], step: QuantizeInt8, ctx: Context, *, limit: int
+    graph: Graph,
+    targets: Sequence[Target],
+    step: QuantizeInt8,
+    ctx: Context,
+    *,
+    limit: int,
+    rules: Rules,
+    deeds: Deeds,
 ) -> set[ir.Node]:
     """Gemm and MatMul multiply integers; the weights of convolutions are stored as int8 and computed with in float.
 
     Changes the graph. Answers the nodes of it that run on integers: none, new ones took their places.
     """
     builder = Builder(graph)
-    weights = Weights(builder, per_channel=step.per_channel)
+    per_channel = rules.per_channel if step.per_channel else frozenset()
+    weights = Weights(builder, per_channel=per_channel)
     rewriter = _Rewriter(builder, weights)
-    for target in targets:
-        if target.kind in ("Gemm", "MatMul"):
-            ctx.touched(target.weight, rewriter.rewrite(target, limit))
+    layers = [_encoded(rewriter.upright(target), weights, limit) for target in targets]
+    layers = _refine.refine(graph, layers, step, ctx, deeds)
+    for target, layer in zip(targets, layers, strict=True):
+        told = [describe(layer)]
+        if layer.target.kind in _INTEGER:
+            rewriter.rewrite(layer)
         else:
-            change = weights.replace(target, _affine.FULL_RANGE, None)
-            ctx.touched(target.weight, f"{change}; stored so, computed with in float")
+            weights.replace(layer)
+            told.append("stored so, computed with in float")
+        done = list(dict.fromkeys([*deeds[target.weight], *deeds[layer.target.weight]]))
+        ctx.touched(target.weight, "; ".join([*told, *done]))
     edit.remove_dead(graph)
     return set()
+
+
+def _encoded(target: Target, weights: Weights, limit: int) -> Layer:
+    return weights.encode(target, _limit(target, limit), None)
+
+
+def _limit(target: Target, limit: int) -> int:
+    """Sums in float do not saturate."""
+    return limit if target.kind in _INTEGER else _affine.FULL_RANGE
 
 
 class _Rewriter:
@@ -48,11 +74,10 @@ class _Rewriter:
         self._builder, self._weights = builder, weights
         self._inputs: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
 
-    def rewrite(self, target: Target, limit: int) -> str:
-        """Replaces the node by integer arithmetic. Answers what was done."""
-        target = self._upright(target)
-        codes = self._weights.encode(target, limit, None)
-        stored, weight_scale, weight_zero = self._weights.store(target, codes)
+    def rewrite(self, layer: Layer) -> None:
+        """Replaces the node, whose weight is upright, by integer arithmetic."""
+        target = layer.target
+        stored, weight_scale, weight_zero = self._weights.store(target, layer.codes)
         node = target.node
         x, scale, zero = self._quantized(node)
         out = node.outputs[0]
@@ -75,15 +100,16 @@ class _Rewriter:
             new.append(make("Add", [result.outputs[0], target.bias], f"{name}_biased", like=out))
         self._builder.insert_before(node, *new)
         self._builder.take_place(out, new[-1].outputs[0])
-        return describe(codes, limit)
 
-    def _upright(self, target: Target) -> Target:
+    def upright(self, target: Target) -> Target:
         """The target with its weight as [K, N], as MatMulInteger wants it."""
         if target.kind != "Gemm" or not target.node.attributes.get_int("transB", 0):
             return target
         graph = self._builder.graph
         turned = np.ascontiguousarray(graph.weight(target.weight).T)
         value = self._builder.constant(f"{target.weight}_t", turned)
+        target.node.replace_input_with(1, value)
+        target.node.attributes.pop("transB")
         return replace(target, weight=value.name or "", axis=1)
 
     def _quantized(self, node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value]:

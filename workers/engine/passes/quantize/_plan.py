@@ -7,7 +7,8 @@ joiners    Add, Concat, pooling ...: have integer kernels with a scale of their 
            anyway and a quantized value is wanted of them, so that no value goes to float and back.
 carriers   Reshape, MaxPool ...: move codes without changing them. Both sides share one scale.
 
-A Relu or Clip right behind an integer kernel disappears: the codes of its output end where it would have cut.
+A Relu or Clip right behind an integer kernel disappears: the codes of its output end where it would have cut. Which operators are
+what, and how much of this holds, is for the target to say (`_rules`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-KERNELS = frozenset({"Conv", "Gemm", "MatMul"})
+from workers.engine.passes.quantize._rules import Rules
+
 CARRIERS = frozenset(
     [
         "DepthToSpace",
@@ -36,9 +38,6 @@ CARRIERS = frozenset(
         "Unsqueeze",
     ]
 )
-JOINERS = frozenset(
-    ["Add", "AveragePool", "Concat", "GlobalAveragePool", "LeakyRelu", "Mul", "Sigmoid"]
-)
 CUTS = frozenset({"Relu", "Clip"})
 
 
@@ -54,9 +53,9 @@ class Plan:
     """Relu and Clip nodes behind kernels and joiners that the codes replace."""
 
 
-def make(nodes: Sequence[ir.Node], kernels: Iterable[ir.Node]) -> Plan:
+def make(nodes: Sequence[ir.Node], kernels: Iterable[ir.Node], rules: Rules) -> Plan:
     """Plans for `kernels` among `nodes` (topological). Both inputs of a kernel are quantized unless they are constants."""
-    planner = _Planner(nodes, set(kernels))
+    planner = _Planner(nodes, set(kernels), rules)
     planner.look_forward()
     planner.look_back()
     return planner.plan()
@@ -82,8 +81,8 @@ def only_use(value: ir.Value) -> ir.Node | None:
 
 
 class _Planner:
-    def __init__(self, nodes: Sequence[ir.Node], kernels: set[ir.Node]) -> None:
-        self._nodes, self._kernels = nodes, kernels
+    def __init__(self, nodes: Sequence[ir.Node], kernels: set[ir.Node], rules: Rules) -> None:
+        self._nodes, self._kernels, self._rules = nodes, kernels, rules
         self._wanted = {v for node in nodes if node in kernels for v in activations(node)}
         self._available = set(self._wanted)
         self._kept = set(kernels)
@@ -93,11 +92,11 @@ class _Planner:
         for node in self._nodes:
             if node in self._kernels:
                 self._available.add(_end(node))
-                if node.op_type == "Conv":
+                if node.op_type in self._rules.ends:
                     self._wanted.add(_end(node))
             elif _is_carrier(node) and node.inputs[0] in self._available:
                 self._available.update(node.outputs)
-            elif _is_joiner(node) and all(v in self._available for v in node.inputs):
+            elif self._joins(node):
                 self._available.add(_end(node))
 
     def look_back(self) -> None:
@@ -107,11 +106,11 @@ class _Planner:
                 continue
             if _is_carrier(node):
                 ends = set(node.outputs)
-            elif _is_joiner(node) and all(v in self._available for v in node.inputs):
+            elif self._joins(node):
                 ends = {_end(node)}
             else:
                 continue
-            if ends & self._wanted:
+            if ends & self._wanted or (self._rules.eager and not _is_carrier(node)):
                 self._kept.add(node)
                 self._wanted.update(activations(node))
                 self._wanted.update(ends)
@@ -126,9 +125,17 @@ class _Planner:
             plan.sources[value] = value
             if maker is not None and maker in self._kept and _is_carrier(maker):
                 plan.sources[value] = plan.sources[activations(maker)[0]]
-            elif maker is not None and _cut_node(maker) in self._kept:
+            elif maker is not None and self._rules.cuts and _cut_node(maker) in self._kept:
                 plan.cut.add(maker)
         return plan
+
+    def _joins(self, node: ir.Node) -> bool:
+        """Whether a node has an integer kernel and reads nothing but what could be had as codes."""
+        if node.op_type not in self._rules.joiners:
+            return False
+        if node.op_type == "AveragePool" and _is_unusual(node):
+            return False
+        return all(v in self._available for v in node.inputs)
 
 
 def _cut_node(node: ir.Node) -> ir.Node | None:
@@ -176,7 +183,6 @@ def _is_carrier(node: ir.Node | None) -> bool:
     return True
 
 
-def _is_joiner(node: ir.Node) -> bool:
-    if node.op_type == "AveragePool":
-        return not node.attributes.get_int("ceil_mode", 0) and "dilations" not in node.attributes
-    return node.op_type in JOINERS
+def _is_unusual(pool: ir.Node) -> bool:
+    """Whether its windows are dilated or go beyond the end, which integer kernels can't."""
+    return bool(pool.attributes.get_int("ceil_mode", 0)) or "dilations" in pool.attributes

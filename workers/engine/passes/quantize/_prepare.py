@@ -96,7 +96,7 @@ def join_biases(graph: Graph, ranks: Mapping[str, int]) -> None:
         if node.op_type != "MatMul" or not _plan.is_constant(node.inputs[1]):
             continue
         add = _plan.only_use(node.outputs[0])
-        bias = _bias_operand(node, add)
+        bias = bias_operand(node, add)
         if add is None or bias is None:
             continue
         rank = ranks[_name(node.inputs[0])]
@@ -134,7 +134,7 @@ def _rank(value: ir.Value | None) -> int:
     return array(value).ndim
 
 
-def _bias_operand(matmul: ir.Node, add: ir.Node | None) -> ir.Value | None:
+def bias_operand(matmul: ir.Node, add: ir.Node | None) -> ir.Value | None:
     """The constant that `add` adds to each row of the product; None where it is no bias."""
     if add is None or add.op_type != "Add":
         return None

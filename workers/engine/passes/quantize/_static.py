@@ -6,29 +6,23 @@ x -> Q -> DQ -> Conv(DQ(int8 w), DQ(int32 b)) -> Q -> DQ -> y
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
-import torch
-from numpy.typing import NDArray
 
 from modelpress.spec.quantize import QuantizeInt8
 from workers.engine.context import Context
-from workers.engine.data import Dataset
-from workers.engine.errors import BadModel
-from workers.engine.graph import Graph, edit, execute, shapes
-from workers.engine.passes.quantize import _affine, _plan, _ranges
+from workers.engine.graph import Graph, edit
+from workers.engine.passes.quantize import _affine, _plan, _ranges, _refine, _sweep, _weights
 from workers.engine.passes.quantize._builder import Builder
 from workers.engine.passes.quantize._plan import Plan
+from workers.engine.passes.quantize._refine import Deeds
+from workers.engine.passes.quantize._rules import Rules
 from workers.engine.passes.quantize._targets import Target
 from workers.engine.passes.quantize._weights import Weights
 
-_BATCH = 32
-_BATCH_BYTES = 256 << 20
-
-Codes = dict[ir.Value, _affine.Activation]
+Codes = Mapping[ir.Value, _affine.Activation]
 
 
 def quantize(
@@ -39,6 +33,8 @@ def quantize(
     ctx: Context,
     *,
     limit: int,
+    rules: Rules,
+    deeds: Deeds,
 ) -> set[ir.Node]:
     """Puts QuantizeLinear and DequantizeLinear around everything integer kernels can do. Changes the graph.
 
@@ -46,121 +42,76 @@ def quantize(
 
     `products`: MatMul nodes of two activations. `limit`: largest magnitude of a weight's code.
     """
-    plan = _plan.make(graph.nodes, _kernels(targets, products))
-    codes = _calibrate(graph, plan, step, ctx)
-    builder = Builder(graph)
-    weights = Weights(builder, per_channel=step.per_channel)
-    for target in targets:
-        scale = None
-        if target.has_integer_kernel:
-            scale = codes[_first(target.node)].scale
-        ctx.touched(target.weight, weights.replace(target, limit, scale))
+    plan = _plan.make(graph.nodes, kernels(targets, products, rules), rules)
+    codes = calibrate(graph, plan, step, ctx, symmetric=rules.symmetric)
+    per_channel = rules.per_channel if step.per_channel else frozenset()
+    weights = Weights(Builder(graph), per_channel=per_channel, integer_biases=rules.integer_biases)
+    layers = [
+        weights.encode(t, limit, codes[t.input] if t.kind in rules.kernels else None)
+        for t in targets
+    ]
+    layers = _refine.refine(graph, layers, step, ctx, deeds)
+    for layer in layers:
+        weights.replace(layer)
+        told = [_weights.describe(layer), *deeds[layer.target.weight]]
+        ctx.touched(layer.target.weight, "; ".join(told))
     for node in products:
-        ctx.touched(node.name or "MatMul", "both activations in uint8")
-    inserter = _Inserter(builder, plan, codes)
-    for value in plan.sources:
-        inserter.insert(value)
-    edit.remove_dead(graph)
+        ctx.touched(node.name or "MatMul", "both activations as codes")
+    code_activations(graph, plan, codes)
     return plan.integer
 
 
 def foresee(
-    graph: Graph, targets: Sequence[Target], products: Sequence[ir.Node], ctx: Context
+    graph: Graph,
+    targets: Sequence[Target],
+    products: Sequence[ir.Node],
+    ctx: Context,
+    rules: Rules,
 ) -> set[ir.Node]:
     """Reports what `quantize` would do. Answers the nodes that would run on integers, or disappear into those."""
     for target in targets:
         kernel = "int8 weights, multiplied as integers"
-        ctx.touched(
-            target.weight, kernel if target.has_integer_kernel else "int8 weights, float arithmetic"
-        )
+        is_integer = target.kind in rules.kernels
+        ctx.touched(target.weight, kernel if is_integer else "int8 weights, float arithmetic")
     for node in products:
-        ctx.touched(node.name or "MatMul", "both activations in uint8")
-    plan = _plan.make(graph.nodes, _kernels(targets, products))
+        ctx.touched(node.name or "MatMul", "both activations as codes")
+    plan = _plan.make(graph.nodes, kernels(targets, products, rules), rules)
     return plan.integer | plan.cut
 
 
-def _kernels(targets: Sequence[Target], products: Sequence[ir.Node]) -> list[ir.Node]:
-    return [*(t.node for t in targets if t.has_integer_kernel), *products]
+def kernels(targets: Sequence[Target], products: Sequence[ir.Node], rules: Rules) -> list[ir.Node]:
+    """The nodes that will multiply integers."""
+    return [*(t.node for t in targets if t.kind in rules.kernels), *products]
 
 
-def _first(node: ir.Node) -> ir.Value:
-    value = node.inputs[0]
-    assert value is not None
-    return value
-
-
-def _calibrate(graph: Graph, plan: Plan, step: QuantizeInt8, ctx: Context) -> Codes:
-    sources = list(dict.fromkeys(plan.sources.values()))
-    assert ctx.train is not None, "the recipe was checked: static calibration has data"
-    ranges = _observe(graph, sources, ctx.train.take(step.samples, ctx.seed), step, ctx)
-    codes = {v: _affine.activation(*r.bounds()) for v, r in zip(sources, ranges, strict=True)}
-    return {value: codes[source] for value, source in plan.sources.items()}
-
-
-def _observe(
-    graph: Graph, values: Sequence[ir.Value], samples: Dataset, step: QuantizeInt8, ctx: Context
-) -> list[_ranges.Range]:
-    """Runs the calibration samples through the graph; one range for each value.
+def calibrate(
+    graph: Graph, plan: Plan, step: QuantizeInt8, ctx: Context, *, symmetric: bool
+) -> dict[ir.Value, _affine.Activation]:
+    """Codes for every value of the plan, from the ranges that calibration samples show.
 
     Raises:
         BadModel: a value is not finite.
     """
-    names = [value.name or "" for value in values]
-    ranges = [_new_range(step) for _ in names]
-    module = execute.as_module(graph).to(ctx.device).eval()
-    fixed = _fixed_batch(graph)
-    size = fixed or _free_batch(graph, names, samples)
-    for indices in _batches(samples.samples, size, full=fixed is not None):
-        batch = samples.batch(indices)
-        inputs = [torch.from_numpy(batch[v.name or ""]).to(ctx.device) for v in graph.inputs]
-        with torch.no_grad():
-            seen = module.values(inputs, names)
-        for name, gathered in zip(names, ranges, strict=True):
-            gathered.add(_finite(name, seen[name].float().cpu().numpy()))
-        ctx.report(
-            (int(indices[-1]) + 1) / samples.samples, f"calibrating on {samples.samples} samples"
-        )
-    return ranges
+    assert ctx.train is not None, "the recipe was checked: static calibration has data"
+    ranges = {source: _ranges.new(step, symmetric=symmetric) for source in plan.sources.values()}
+    wanted = [(source.name or "", found) for source, found in ranges.items()]
+    _sweep.run(graph, wanted, ctx.train.take(step.samples, ctx.seed), ctx)
+    codes = {
+        source: _affine.activation(*found.bounds(), symmetric=symmetric)
+        for source, found in ranges.items()
+    }
+    return {value: codes[source] for value, source in plan.sources.items()}
 
 
-def _new_range(step: QuantizeInt8) -> _ranges.Range:
-    if step.calibration == "percentile":
-        return _ranges.Percentile(step.percentile)
-    return _ranges.MinMax()
+def code_activations(graph: Graph, plan: Plan, codes: Codes) -> None:
+    """Puts QuantizeLinear and DequantizeLinear behind every value of the plan."""
+    inserter = Inserter(Builder(graph), plan, codes)
+    for value in plan.sources:
+        inserter.insert(value)
+    edit.remove_dead(graph)
 
 
-def _fixed_batch(graph: Graph) -> int | None:
-    """The number of samples that the inputs declare; None where it is free."""
-    sizes = [value.shape[0] for value in graph.inputs if value.shape]
-    return next((size for size in sizes if isinstance(size, int)), None)
-
-
-def _free_batch(graph: Graph, names: Sequence[str], samples: Dataset) -> int:
-    """As many samples as keep the values that are looked at, all at one time, within `_BATCH_BYTES`."""
-    given = {name: array.shape for name, array in samples.batch([0]).items()}
-    inferred = shapes.infer(graph, shapes.example_shapes(graph, given=given))
-    sample_bytes = sum(4 * math.prod(inferred[name]) for name in names if name in inferred)
-    return max(1, min(_BATCH, _BATCH_BYTES // max(sample_bytes, 1)))
-
-
-def _batches(samples: int, size: int, *, full: bool) -> Iterator[NDArray[np.int64]]:
-    """Indices of all samples in batches; a last one that must be full repeats the last sample."""
-    for start in range(0, samples, size):
-        indices = np.arange(start, start + size)
-        yield indices.clip(max=samples - 1) if full else indices[indices < samples]
-
-
-def _finite(name: str, values: np.ndarray) -> np.ndarray:
-    if not np.isfinite(values).all():
-        raise BadModel(
-            f"value '{name}' is not finite on calibration samples: no range can be taken",
-            layer=name,
-            hint="look for NaN or infinity in the data, or exclude the layers before it",
-        )
-    return values
-
-
-class _Inserter:
+class Inserter:
     """Puts value -> QuantizeLinear -> DequantizeLinear where the plan wants it."""
 
     def __init__(self, builder: Builder, plan: Plan, codes: Codes) -> None:
@@ -169,22 +120,28 @@ class _Inserter:
 
     def insert(self, value: ir.Value) -> None:
         """For the integer nodes that read the value; for all its readers where an integer kernel makes it."""
-        scale, zero = self._scale_and_zero(value)
         made_by = value.producer()
         from_kernel = made_by in self._plan.integer or made_by in self._plan.cut
+        wanted = value
         if made_by in self._plan.cut:
             value = self._drop_cut(value)
         readers = [(n, i) for n, i in value.uses() if from_kernel or n in self._plan.integer]
-        node, name = self._builder.node, value.name or ""
-        stored = node(
-            "QuantizeLinear", [value, scale, zero], f"{name}_q", like=value, dtype=ir.DataType.UINT8
-        )
-        back = node("DequantizeLinear", [stored.outputs[0], scale, zero], f"{name}_dq", like=value)
-        self._builder.insert_where_made(value, stored, back)
+        new = self.nodes(wanted, value)
+        self._builder.insert_where_made(value, *new)
+        back = new[-1].outputs[0]
         for reader, index in readers:
-            reader.replace_input_with(index, back.outputs[0])
+            reader.replace_input_with(index, back)
         if from_kernel:
-            self._take_over_outputs(value, back.outputs[0])
+            self._take_over_outputs(value, back)
+
+    def nodes(self, wanted: ir.Value, value: ir.Value) -> list[ir.Node]:
+        """The nodes that give `value` the codes that were planned for `wanted`; the last one's output is read instead."""
+        scale, zero = self._scale_and_zero(wanted)
+        node, name = self._builder.node, value.name or ""
+        dtype = ir.DataType.from_numpy(self._codes[wanted].zero.dtype)
+        stored = node("QuantizeLinear", [value, scale, zero], f"{name}_q", like=value, dtype=dtype)
+        back = node("DequantizeLinear", [stored.outputs[0], scale, zero], f"{name}_dq", like=value)
+        return [stored, back]
 
     def _scale_and_zero(self, value: ir.Value) -> tuple[ir.Value, ir.Value]:
         source = self._plan.sources[value]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from modelpress.spec.quantize import QuantizeInt8
+from modelpress.spec.step import Step
 from workers.engine.context import Context
 from workers.engine.graph import Graph, match
 from workers.engine.passes.quantize import _plan
@@ -26,12 +26,14 @@ class Target:
     kind: str
 
     @property
-    def has_integer_kernel(self) -> bool:
-        """Whether ONNX Runtime multiplies integers for it; otherwise only the stored weight gets smaller."""
-        return self.kind in _plan.KERNELS
+    def input(self) -> ir.Value:
+        """What it multiplies by its weight."""
+        value = self.node.inputs[0]
+        assert value is not None
+        return value
 
 
-def find(graph: Graph, step: QuantizeInt8, ctx: Context) -> list[Target]:
+def find(graph: Graph, step: Step, ctx: Context) -> list[Target]:
     """Every layer that can be quantized; the others are reported as skipped, each with its reason."""
     targets = []
     for layer in match.layers(graph):
@@ -44,7 +46,7 @@ def find(graph: Graph, step: QuantizeInt8, ctx: Context) -> list[Target]:
     return targets
 
 
-def products(nodes: Sequence[ir.Node], step: QuantizeInt8) -> list[ir.Node]:
+def products(nodes: Sequence[ir.Node], step: Step) -> list[ir.Node]:
     """MatMul nodes of two activations, as in attention."""
     varying = _varying(nodes)
     return [
@@ -74,7 +76,7 @@ def _bias(node: ir.Node) -> ir.Value | None:
     return node.inputs[2] if node.op_type != "MatMul" and len(node.inputs) > 2 else None
 
 
-def _why_not(graph: Graph, target: Target, step: QuantizeInt8) -> str:
+def _why_not(graph: Graph, target: Target, step: Step) -> str:
     if step.excludes(target.weight, target.node.name or ""):
         return "excluded by the recipe"
     weight = graph.initializers[target.weight].const_value

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import dataclass
+
 import numpy as np
 import onnx_ir as ir
 
@@ -10,31 +13,50 @@ from workers.engine.passes.quantize._builder import Builder
 from workers.engine.passes.quantize._targets import Target
 
 
-class Weights:
-    """Replaces weights and biases; a weight that several layers share is stored once."""
+@dataclass(frozen=True)
+class Layer:
+    """A layer and the codes that will take the place of its weight."""
 
-    def __init__(self, builder: Builder, *, per_channel: bool) -> None:
+    target: Target
+    codes: _affine.Weight
+    limit: int
+    """Largest magnitude of a code."""
+    input: _affine.Activation | None
+    """Codes of what it reads; None where that stays float, or has a range of its own in each run."""
+
+
+class Weights:
+    """Replaces weights and biases; a weight that several layers share is stored once.
+
+    `per_channel`: kinds of layers whose weights have a scale for each output channel.
+    """
+
+    def __init__(
+        self, builder: Builder, *, per_channel: Collection[str], integer_biases: bool = True
+    ) -> None:
         self._builder, self._per_channel = builder, per_channel
+        self._integer_biases = integer_biases
         self._stored: dict[tuple[str, int | None, bytes], tuple[ir.Value, ir.Value, ir.Value]] = {}
 
-    def replace(self, target: Target, limit: int, input_scale: np.float32 | None) -> str:
-        """Gives the node int8 weights, and an int32 bias where `input_scale` says in what units. Answers what was done."""
-        codes = self.encode(target, limit, input_scale)
-        stored, scale, zero = self.store(target, codes)
-        self._attach(target, 1, stored, scale, zero, codes.axis)
-        if target.bias is not None and input_scale is not None:
-            self._replace_bias(target, input_scale, codes.scale)
-        return describe(codes, limit)
-
-    def encode(self, target: Target, limit: int, input_scale: np.float32 | None) -> _affine.Weight:
-        """The codes of the weight, wide enough for its bias."""
+    def encode(self, target: Target, limit: int, given: _affine.Activation | None) -> Layer:
+        """The codes of the weight, wide enough for its bias where that becomes integers."""
         values = np.asarray(self._builder.graph.weight(target.weight), dtype=np.float32)
-        by_channel = self._per_channel and (target.kind != "MatMul" or values.ndim == 2)
+        by_channel = target.kind in self._per_channel and (
+            target.kind != "MatMul" or values.ndim == 2
+        )
         axis = target.axis if by_channel else None
         floor = None
-        if target.bias is not None and input_scale is not None:
-            floor = _affine.scale_floor(self._bias(target), input_scale)
-        return _affine.weight(values, axis, limit, floor)
+        if target.bias is not None and given is not None and self._integer_biases:
+            floor = _affine.scale_floor(self._bias(target), given.scale)
+        return Layer(target, _affine.weight(values, axis, limit, floor), limit, given)
+
+    def replace(self, layer: Layer) -> None:
+        """Gives the node int8 weights, and an int32 bias where its input is codes."""
+        target, codes = layer.target, layer.codes
+        stored, scale, zero = self.store(target, codes)
+        self._attach(target, 1, stored, scale, zero, codes.axis)
+        if target.bias is not None and layer.input is not None and self._integer_biases:
+            self._replace_bias(target, layer.input.scale, codes.scale)
 
     def store(self, target: Target, codes: _affine.Weight) -> tuple[ir.Value, ir.Value, ir.Value]:
         """The codes, their scale and zero point as initializers."""
@@ -80,8 +102,9 @@ class Weights:
         target.node.replace_input_with(index, node.outputs[0])
 
 
-def describe(codes: _affine.Weight, limit: int) -> str:
+def describe(layer: Layer) -> str:
     """What was done to a weight, for the report."""
-    bits = "int8" if limit == _affine.FULL_RANGE else "int8 (7 bits used)"
+    codes = layer.codes
+    bits = "int8" if layer.limit == _affine.FULL_RANGE else "int8 (7 bits used)"
     scales = "per tensor" if codes.axis is None else f"per channel ({codes.scale.size})"
     return f"{codes.codes.size:,} weights in {bits}, one scale {scales}"

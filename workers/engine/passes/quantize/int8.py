@@ -4,13 +4,13 @@
     x -> Q -> DQ -> Conv(DQ(int8 w), DQ(int32 b)) -> Q -> DQ -> y
 
 Activations are uint8 with a zero point, weights int8 and symmetric, one scale per output channel. BatchNormalization is folded first;
-a Relu becomes the end of the range. Differs in: no training with simulated quantization.
+a Relu becomes the end of the range. Differs in: no training with simulated quantization, which is `quantize.qat`.
 """
 
 from __future__ import annotations
 
 import platform
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence, Set
 
 import onnx_ir as ir
@@ -22,7 +22,18 @@ from workers.engine.graph import Graph, edit, match, shapes
 from workers.engine.graph.ops import TABLE, key
 from workers.engine.measure import environment
 from workers.engine.passes import _constants, _lookahead, _weights
-from workers.engine.passes.quantize import _affine, _dynamic, _plan, _prepare, _static, _targets
+from workers.engine.passes.quantize import (
+    _affine,
+    _dynamic,
+    _equalize,
+    _plan,
+    _prepare,
+    _rules,
+    _smooth,
+    _static,
+    _targets,
+)
+from workers.engine.passes.quantize._refine import Deeds
 from workers.engine.passes.quantize._targets import Target
 
 _VNNI = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
@@ -55,21 +66,46 @@ def apply(graph: Graph, step: QuantizeInt8, ctx: Context) -> Graph:
         NothingChanged: no layer could be quantized.
         BadModel: an activation is not finite on calibration samples.
     """
-    targets, products = _prepared(graph, _shapes(graph, ctx), step, ctx)
+    rules = _rules.OF[step.target]
+    input_shapes = _shapes(graph, ctx)
+    targets, products = _prepared(graph, input_shapes, step, ctx)
     limit = _limit(step, ctx)
+    deeds: Deeds = defaultdict(list)
+    _balance(graph, targets, input_shapes, step, ctx, deeds)
     if step.mode == "static":
-        integer = _static.quantize(graph, targets, products, step, ctx, limit=limit)
+        integer = _static.quantize(
+            graph, targets, products, step, ctx, limit=limit, rules=rules, deeds=deeds
+        )
     else:
-        integer = _dynamic.quantize(graph, targets, step, ctx, limit=limit)
+        integer = _dynamic.quantize(
+            graph, targets, step, ctx, limit=limit, rules=rules, deeds=deeds
+        )
     _report_float(graph, integer, step, ctx)
     return graph
+
+
+def _balance(
+    graph: Graph,
+    targets: Sequence[Target],
+    input_shapes: shapes.Shapes,
+    step: QuantizeInt8,
+    ctx: Context,
+    deeds: Deeds,
+) -> None:
+    """Moves sizes between layers and activations, as the step asks; the float network computes the same."""
+    if step.equalize:
+        _equalize.equalize(graph, targets, shapes.infer(graph, input_shapes), ctx, deeds)
+    if step.smooth is not None:
+        assert ctx.train is not None, "the recipe was checked: smoothing has data"
+        samples = ctx.train.take(step.samples, ctx.seed)
+        _smooth.smooth(graph, targets, step.smooth, samples, ctx, deeds)
 
 
 def survey(graph: Graph, ctx: Context) -> None:
     """Lists which layers would run on integers, and what stays in float. Raises as `apply`, or Undetermined."""
     step = QuantizeInt8()
     targets, products = _prepared(graph, _lookahead.input_shapes(graph), step, ctx)
-    integer = _static.foresee(graph, targets, products, ctx)
+    integer = _static.foresee(graph, targets, products, ctx, _rules.OF[step.target])
     _report_float(graph, integer, step, ctx)
 
 
@@ -100,7 +136,7 @@ def _prepared(
 def _products(graph: Graph, step: QuantizeInt8, ctx: Context) -> list[ir.Node]:
     """Products of two activations, where integer kernels beat float: before VNNI they take 1.0 to 1.3 times as long."""
     found = _targets.products(graph.nodes, step) if step.mode == "static" else []
-    if found and _saturates():
+    if found and _rules.OF[step.target].by_cpu and _saturates():
         ctx.note(_SLOW_PRODUCTS)
         return []
     return found
@@ -173,8 +209,9 @@ def _is_float(node: ir.Node, integer: Set[ir.Node]) -> bool:
 def _reason(op_type: str, step: QuantizeInt8) -> str:
     if step.mode == "dynamic":
         return "stays in float: dynamic mode quantizes matrix products only"
-    if op_type in _plan.KERNELS:
+    rules = _rules.OF[step.target]
+    if op_type in rules.kernels:
         return "stays in float: excluded, without a constant weight, or skipped above"
-    if op_type in _plan.JOINERS or op_type in _plan.CUTS:
+    if op_type in rules.joiners or op_type in _plan.CUTS:
         return "stays in float: what it reads or what reads it is float too"
     return "stays in float: ONNX Runtime has no 8-bit kernel for it, or its accuracy would suffer"
