@@ -51,7 +51,7 @@ def build(name: str, weights: Weights) -> Built:
         Unsupported: timm is not installed, or its network takes no images.
         BadModel: there is no such architecture, or the weights are those of another.
     """
-    timm = _timm()
+    timm = load_timm()
     _require_known(timm, name)
     options = _options(_create(timm, name, device="meta"), weights)
     network = _create(timm, name, device="cpu", **options)
@@ -63,7 +63,7 @@ def build(name: str, weights: Weights) -> Built:
     return Built(network.eval(), shape, _notes(config, options, weights))
 
 
-def _timm() -> Any:
+def load_timm() -> Any:
     """The package, which needs the Python half of torchvision only.
 
     A torchvision that was built for another torch (CUDA beside CPU) can't load its compiled operators and then asks in
@@ -181,7 +181,8 @@ def _way_out(name: str, expected: Weights, given: Weights) -> str:
     """What people do: they save a wrapper, whose names have one part more."""
     prefix, dot, _ = next(iter(given)).partition(".")
     prefix += dot
-    if all(key.startswith(prefix) and key.removeprefix(prefix) in expected for key in given):
+    inside = [key.removeprefix(prefix) for key in given if key.startswith(prefix)]
+    if len(inside) == len(given) and any(key in expected for key in inside):
         return f"all names begin with '{prefix[:64]}': save the state_dict of the network inside"
     return (
         f"save network.state_dict() of timm.create_model('{name}', num_classes=...), all of it and "

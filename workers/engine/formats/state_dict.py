@@ -43,10 +43,12 @@ def convert(
     weights = safetensors.read(path)
     tell(0.05, f"building {architecture}")
     built = architectures.build(architecture, weights)
+    images = _images(built, _TRIED)
+    wanted = _answers(built.network, images)
     tell(0.1, f"exporting {architecture}")
     graph = torch_export.graph_of(_program(built), work, tell)
     tell(0.9, "comparing with torch's answers")
-    _check(graph, built)
+    _compare(graph, images, wanted)
     return graph, (*built.notes, *torch_export.notes(graph))
 
 
@@ -71,21 +73,20 @@ def _images(built: architectures.Built, count: int) -> torch.Tensor:
     return torch.randn(count, *built.input_shape, generator=generator)
 
 
-def _check(graph: Graph, built: architectures.Built) -> None:
-    images = _images(built, _TRIED)
-    wanted = _answers(built.network, images)
-    if not all(bool(torch.isfinite(each).all()) for each in wanted):
+def _answers(network: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """What torch answers; raises BadModel where that is no number."""
+    with torch.no_grad():
+        found = network(images)
+    answers = (found,) if isinstance(found, torch.Tensor) else tuple(found)
+    if not all(bool(torch.isfinite(each).all()) for each in answers):
         raise BadModel("the network answers NaN or infinity: its weights are damaged")
+    return answers
+
+
+def _compare(graph: Graph, images: torch.Tensor, wanted: tuple[torch.Tensor, ...]) -> None:
+    """Raises ExportMismatch where the graph answers something else than torch."""
     found = execute.run(graph, {graph.inputs[0].name or "": images.numpy()})
     for (name, ours), theirs in zip(found.items(), wanted, strict=True):
         off = float((torch.from_numpy(ours) - theirs).abs().max())
         if off > TOLERANCE * max(1.0, float(theirs.abs().max())):
-            raise ExportMismatch(
-                f"output '{name}' of the ONNX graph differs from torch by {off:.3g}"
-            )
-
-
-def _answers(network: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    with torch.no_grad():
-        found = network(images)
-    return (found,) if isinstance(found, torch.Tensor) else tuple(found)
+            raise ExportMismatch(f"output '{name}' of the ONNX differs from torch by {off:.3g}")
