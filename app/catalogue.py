@@ -21,9 +21,15 @@ _PREFIXES = {Model: "mdl", Dataset: "dat"}
 
 
 def create(
-    session: Session, kind: type[Entry], project_id: str, *, upload_id: str, name: str
+    session: Session,
+    kind: type[Entry],
+    project_id: str,
+    *,
+    upload_id: str,
+    name: str,
+    **more: str | None,
 ) -> Entry:
-    """Makes a model or dataset of an upload that `uploads.keep` has put in its place.
+    """Makes a model or dataset of an upload that `uploads.keep` has put in its place; `more` are columns of its kind.
 
     Raises:
         NotFound: the project has no such upload.
@@ -39,6 +45,7 @@ def create(
         sha256=upload.sha256,
         size_bytes=upload.size_bytes,
         state="inspecting",
+        **more,
     )
     session.add(entry)
     session.flush()

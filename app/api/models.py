@@ -14,7 +14,7 @@ from app.accounts import Principal
 from app.api import content, pages
 from app.api.deps import Db, Me
 from app.api.pages import Cursor, Limit
-from modelpress.spec.inspection import ModelInspection
+from modelpress.spec.inspection import Architecture, ModelInspection
 from modelpress.spec.state import Failure
 
 router = APIRouter(prefix="/models", tags=["models"])
@@ -39,6 +39,10 @@ class NewModel(BaseModel):
     name: str = Field(
         default="", max_length=200, description="A name for people; empty: that of the file."
     )
+    architecture: Architecture | None = Field(
+        default=None,
+        description="For a state_dict in safetensors, and only there: what timm calls the network that it belongs to, such as 'resnet18'.",
+    )
 
 
 class ModelBody(BaseModel):
@@ -49,6 +53,9 @@ class ModelBody(BaseModel):
     filename: str = Field(description="What the client called the file.")
     sha256: str = Field(description="SHA-256 of the file, in hex.")
     size_bytes: int = Field(description="Bytes of the file.")
+    architecture: str | None = Field(
+        description="What timm calls the network, as it was given; null where the file is a whole network."
+    )
     state: State = Field(
         description="'inspecting' until a worker has looked into it, then 'ready', or 'rejected' with `failure`; 'inspecting' "
         "again, with what was found before, while a worker looks anew."
@@ -81,7 +88,12 @@ def create_model(body: NewModel, session: Db, me: Me, response: Response) -> Mod
     """Makes a model of an upload, and has a worker look into it."""
     uploads.keep(me.project_id, body.upload)
     model = catalogue.create(
-        session, tables.Model, me.project_id, upload_id=body.upload, name=body.name
+        session,
+        tables.Model,
+        me.project_id,
+        upload_id=body.upload,
+        name=body.name,
+        architecture=body.architecture,
     )
     jobs.enqueue(session, catalogue.inspection(model))
     response.headers["Location"] = f"/v1/models/{model.id}"
