@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.engine import nets
+from tests.engine.graph.channels import corner_nets
 from workers.engine import errors, formats
 from workers.engine.graph import execute, match, shapes, verify
 
@@ -99,6 +100,21 @@ def test_batch_normalisation_learns_its_statistics_in_training_only(tmp_path):
     execute.write_back(module, graph)
     name = next(iter(before))
     np.testing.assert_array_equal(graph.weight(name), module.statistics[name].numpy())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_statistics_that_the_network_computes_get_gradients(training, tmp_path):
+    """A standardized filter changes neither with its mean nor with its length, so neither has a gradient."""
+    model = corner_nets.standardized_weights()
+    (tmp_path / "net.onnx").write_bytes(model.SerializeToString())
+    module = execute.as_module(formats.load(tmp_path / "net.onnx")).train(training)
+    (output,) = module(*_tensors(nets.feeds(model)))
+    (output * torch.linspace(-1, 1, 10)).sum().backward()
+    (filters,) = (w for w in module.weights.values() if w.shape == (8, 6, 3, 3))
+    slope, w = filters.grad.flatten(1), filters.detach().flatten(1)
+    assert slope.norm(dim=1).min() > 1e-3
+    torch.testing.assert_close(slope.sum(1), torch.zeros(8), atol=1e-4, rtol=0)
+    torch.testing.assert_close((slope * w).sum(1), torch.zeros(8), atol=1e-3, rtol=0)
 
 
 def test_dropout_drops_in_training_only(tmp_path):

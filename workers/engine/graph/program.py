@@ -185,11 +185,11 @@ class Machine:
         """Bring shape-like operands to the host, and the others to one device."""
         if self.device == _CPU:
             return operands
-        host = step.operator.host
-        away = any(is_away(x) for slot, x in enumerate(operands) if slot not in host)
+        host, unread = step.operator.host, step.operator.unread
+        away = runs_away(step, operands)
         aligned = []
         for slot, (name, operand) in enumerate(zip(step.inputs, operands, strict=True)):
-            if not isinstance(operand, torch.Tensor):
+            if not isinstance(operand, torch.Tensor) or slot in unread:
                 aligned.append(operand)
             elif slot in host:
                 aligned.append(_to_host(operand))
@@ -198,6 +198,12 @@ class Machine:
             else:
                 aligned.append(operand)
         return aligned
+
+
+def runs_away(step: Step, operands: Sequence[Any]) -> bool:
+    """Whether an operand that is computed with is on a device other than the host."""
+    aside = step.operator.host | step.operator.unread
+    return any(is_away(x) for slot, x in enumerate(operands) if slot not in aside)
 
 
 def is_away(operand: Any) -> bool:

@@ -200,7 +200,7 @@ class Ruler(program.Machine):
     def _small_result(self, step: program.Step, operands: list[Any], call: Call) -> Any:
         host = step.operator.host
         shadows = [x if slot in host else _shadow(x) for slot, x in enumerate(operands)]
-        if any(program.is_away(x) for slot, x in enumerate(operands) if slot not in host):
+        if program.runs_away(step, operands):
             return super().apply(step, shadows, call)
         try:
             results = super().apply(step, shadows, call)

@@ -225,6 +225,44 @@ def tokens_mixed_by_a_convolution() -> onnx.ModelProto:
     return token_nets.classified(b, b.op("Relu", b.op("Conv", x, w, b.bias(3))))
 
 
+def gates_of_weights() -> onnx.ModelProto:
+    """EfficientViM: a table of gates goes through a function before a row of it meets the channels."""
+    b = Builder(0)
+    x = b.conv("image", 2, 6)
+    gates = b.op("Sigmoid", b.random("gates", 3, 6, fan_in=1))
+    row = b.op("Gather", b.op("Reshape", gates, b.ints(3, 6, 1, 1)), b.ints(1))
+    return image_nets.classified(b, b.op("Mul", x, b.op("Squeeze", row, b.ints(0))), 6)
+
+
+def scale_from_the_shape() -> onnx.ModelProto:
+    """Attention whose scale is computed from the width of a head, by CastLike as torch's exporter writes it."""
+    b = Builder(0)
+    x = token_nets._stream(b)
+    q, k, v = (token_nets._split(b, b.dense(x, WIDTH, INNER)) for _ in range(3))
+    width = b.op("Gather", b.op("Shape", q), b.ints(-1))
+    scale = b.op("Reciprocal", b.op("Sqrt", b.op("CastLike", width, q)))
+    scores = b.op("MatMul", b.op("Mul", q, scale), b.op("Transpose", k, perm=[0, 1, 3, 2]))
+    mixed = b.op("MatMul", b.op("Softmax", scores, axis=-1), v)
+    mixed = b.op("Reshape", b.op("Transpose", mixed, perm=[0, 2, 1, 3]), b.ints(0, LENGTH, INNER))
+    return token_nets._residual(b, x, mixed)
+
+
+def standardized_weights() -> onnx.ModelProto:
+    """ResNet v2 of timm: each filter loses its mean and gets variance 1 by a BatchNormalization over the weights."""
+    b = Builder(0)
+    x = b.conv("image", 2, 6)
+    w = b.op("Reshape", b.random("weight", 8, 6, 3, 3), b.ints(1, 8, 54))
+    mean = b.op("ReduceMean", w, axes=[0, 2], keepdims=0)
+    apart = b.op("Sub", w, b.op("ReduceMean", w, axes=[0, 2], keepdims=1))
+    var = b.op("ReduceMean", b.op("Mul", apart, apart), axes=[0, 2], keepdims=0)
+    one, none = (
+        b.constant(name, np.full(8, v, np.float32)) for name, v in (("one", 1), ("none", 0))
+    )
+    w = b.op("BatchNormalization", w, one, none, mean, var, epsilon=1e-9)
+    x = b.op("Conv", x, b.op("Reshape", w, b.ints(8, 6, 3, 3)), b.bias(8), pads=[1] * 4)
+    return image_nets.classified(b, b.op("Relu", x), 8)
+
+
 NETS: dict[str, Callable[[], onnx.ModelProto]] = {
     build.__name__: build
     for build in (
@@ -246,5 +284,7 @@ NETS: dict[str, Callable[[], onnx.ModelProto]] = {
         two_outputs,
         upsampled_channels,
         tokens_mixed_by_a_convolution,
+        gates_of_weights,
+        scale_from_the_shape,
     )
 }

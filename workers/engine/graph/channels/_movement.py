@@ -38,8 +38,16 @@ def elementwise(node: Node) -> list[Shadow]:
     ]
 
 
+def cast_like(node: Node) -> list[Shadow]:
+    """The second operand gives its type only."""
+    return node.carried()
+
+
 def _common_axis(node: Node, rank: int) -> int:
-    """Of the axes on which activations have channels, the one with the most; -1 for none."""
+    """Of the axes on which activations have channels, the one with the most; where only initializers meet, the last; -1 for none."""
+    if all(node.is_initializer(slot) for slot in node.slots()):
+        wide = [axis for axis, size in enumerate(node.results[0].shape) if size > 1]
+        return max(wide, default=-1)
     sizes: dict[int, int] = {}
     for slot in node.slots():
         axis = node.varying(slot)

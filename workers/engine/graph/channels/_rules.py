@@ -15,7 +15,7 @@ _ELEMENTWISE = """
     Add Sub Mul Div Mod Pow Sum Mean Max Min Neg Abs Sign Reciprocal Sqrt Exp Log Erf Floor Ceil Round Sin Cos Tan
     Asin Acos Atan Sinh Cosh Asinh Acosh Atanh IsNaN IsInf Equal Less LessOrEqual Greater GreaterOrEqual And Or Xor
     Not BitShift BitwiseAnd BitwiseOr BitwiseXor BitwiseNot Where Clip Relu LeakyRelu PRelu Elu Celu Selu Sigmoid
-    HardSigmoid HardSwish Swish Tanh Gelu Mish Softplus Softsign ThresholdedRelu Shrink Cast CastLike Identity Dropout
+    HardSigmoid HardSwish Swish Tanh Gelu Mish Softplus Softsign ThresholdedRelu Shrink Cast Identity Dropout
 """
 _MOVEMENT = (
     "Reshape Flatten Transpose Squeeze Unsqueeze Tile Concat Split DepthToSpace SpaceToDepth"
@@ -50,6 +50,7 @@ RULES: dict[str, Rule] = {
     "Einsum": _contraction.einsum,
     "Attention": _attention.attention,
     "RotaryEmbedding": _attention.rotary_embedding,
+    "CastLike": _movement.cast_like,
     "Expand": _states.expand,
     "ConstantOfShape": _states.filled,
     "Slice": _movement.cut,

@@ -49,6 +49,8 @@ class Operator:
     """Whether the result is the first operand's elements in another place, shape or type."""
     typed: frozenset[int] = frozenset()
     """Operands whose element type in the file decides the result; torch has none of 4 bits."""
+    unread: frozenset[int] = frozenset()
+    """Operands that are there for their element type alone."""
     macs: Callable[[Sequence[Operand], Sequence[torch.Tensor]], int] | None = None
     """Multiply-accumulates from operands and results; None where it has none."""
     attributes: frozenset[str] = frozenset()
@@ -75,6 +77,7 @@ def operator(
     statistics: Sequence[int] = (),
     moves_data: bool = False,
     typed: Sequence[int] = (),
+    unread: Sequence[int] = (),
     macs: Callable[[Sequence[Operand], Sequence[torch.Tensor]], int] | None = None,
 ) -> Callable[[Compute], Compute]:
     """Enter a function into the table: operands are its positional, attributes its keyword-only arguments."""
@@ -90,6 +93,7 @@ def operator(
             statistics=frozenset(statistics),
             moves_data=moves_data,
             typed=frozenset(typed),
+            unread=frozenset(unread),
             macs=macs,
             attributes=_keywords(compute),
             required=_required(compute),

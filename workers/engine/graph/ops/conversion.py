@@ -92,7 +92,7 @@ def Cast(x: Tensor, *, to: int, saturate: int = 1, round_mode: str = "up") -> Te
     return to_type(x, ir.DataType(to), saturate=bool(saturate), round_mode=round_mode)
 
 
-@operator(takes_call=True, moves_data=True, typed=(1,))
+@operator(takes_call=True, moves_data=True, typed=(1,), unread=(1,))
 def CastLike(
     call: Call, x: Tensor, like: Tensor, *, saturate: int = 1, round_mode: str = "up"
 ) -> Tensor:

@@ -25,7 +25,12 @@ def BatchNormalization(
     momentum: float = 0.9,
     training_mode: int = 0,
 ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
-    """In training the batch's own statistics are used, and the running ones updated in place."""
+    """In training the batch's own statistics are used, and the running ones updated in place.
+
+    Statistics with a gradient are no running ones: the network computes them, and means them (weight standardization does).
+    """
+    if mean.requires_grad or var.requires_grad:
+        return _standardized(x, scale, b, mean, var, epsilon)
     if call.training:
         y = functional.batch_norm(x, mean, var, scale, b, True, 1 - momentum, epsilon)
         return (y, mean, var) if call.outputs == 3 else y
@@ -41,6 +46,15 @@ def BatchNormalization(
         mean * momentum + now_mean * (1 - momentum),
         var * momentum + now_var * (1 - momentum),
     )
+
+
+def _standardized(
+    x: Tensor, scale: Tensor, b: Tensor, mean: Tensor, var: Tensor, epsilon: float
+) -> Tensor:
+    """A batch_norm with gradients for its statistics, which torch's has not. x: [batch, channels, ...]; the others: [channels]."""
+    shape = (-1, *(1 for _ in x.shape[2:]))
+    gain = scale * torch.rsqrt(var + epsilon)
+    return (x - mean.reshape(shape)) * gain.reshape(shape) + b.reshape(shape)
 
 
 @operator(weights=(1, 2))
