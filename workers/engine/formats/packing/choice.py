@@ -1,0 +1,175 @@
+"""The codec of a tensor: each that could do is tried, the one of the fewest bytes is taken."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from modelpress.packed import codecs, maps
+from modelpress.packed.contexts import Layout
+from modelpress.packed.maps import Elements
+from workers.engine.formats.packing import huffman, layouts, plans, relative
+from workers.engine.formats.packing.plans import Method, Plan, Table
+
+FLOATS = frozenset(
+    {
+        ir.DataType.FLOAT,
+        ir.DataType.DOUBLE,
+        ir.DataType.FLOAT16,
+        ir.DataType.BFLOAT16,
+        ir.DataType.COMPLEX64,
+        ir.DataType.COMPLEX128,
+    }
+)
+_SIGNED = frozenset(
+    {ir.DataType.INT2, ir.DataType.INT4, ir.DataType.INT8}
+    | {ir.DataType.INT16, ir.DataType.INT32, ir.DataType.INT64}
+)
+_HALVES = (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128)
+_MOST_COLUMNS = 2
+_CLEARLY_FEW = 256
+"""Up to so many distinct values, wide elements are not tried byte by byte."""
+_FEW = 0.5
+"""More distinct values than this share of the elements are no table."""
+
+
+def plan(
+    content: bytes, type_: ir.DataType, dims: tuple[int, ...], method: Method
+) -> tuple[Plan, int]:
+    """The best plan for the contents of a tensor, and the columns that its section has."""
+    options = list(_plans(content, type_, dims, method))
+    sizes = [_size(content, option, columns) for option, columns in options]
+    return options[int(np.argmin(sizes))]
+
+
+def slabs_of(content: bytes, width: int, columns: int) -> list[Elements]:
+    """The elements of each slab."""
+    elements = maps.split(content, width)
+    ends = np.cumsum(codecs.slabs(len(elements), columns))
+    return np.split(elements, ends[:-1]) if len(ends) else []
+
+
+def _size(content: bytes, option: Plan, columns: int) -> float:
+    slabs = slabs_of(content, option.width, columns)
+    sample = len(slabs) // 2 if len(slabs) > 1 else None
+    return plans.size(option, slabs, sample) + (1 if columns < 128 else 2)
+
+
+def _plans(
+    content: bytes, type_: ir.DataType, dims: tuple[int, ...], method: Method
+) -> Iterator[tuple[Plan, int]]:
+    """Plans worth to be tried, the simplest first."""
+    yield plans.Raw(), 0
+    yield plans.Deflate(), 0
+    width = width_of(type_)
+    all_columns = (0, *_columns(dims, width)) if method == "entropy" else (0,)
+    table = table_of(slabs_of(content, width, 0), width, type_)
+    if table is not None:
+        for columns in all_columns:
+            yield from _maps(content, table, columns, method)
+    if width >= 16 and (table is None or len(table.values) > _CLEARLY_FEW):
+        for columns in all_columns:
+            yield _planes(content, width, type_, columns, method), columns
+    if type_ is ir.DataType.UINT8:  # two codes to a byte, as MatMulNBits has them
+        halves = table_of(slabs_of(content, 4, 0), 4, ir.DataType.UINT4)
+        assert halves is not None, "four bits have few values"
+        yield from _maps(content, halves, 0, method)
+
+
+def width_of(type_: ir.DataType) -> int:
+    """Bits of what is coded as one element: half a complex number."""
+    return round(8 * type_.itemsize) // (2 if type_ in _HALVES else 1)
+
+
+def _columns(dims: tuple[int, ...], width: int) -> list[int]:
+    """Widths of a matrix that the tensor may be: all that follows the first axis, all that follows the second."""
+    suffixes = [int(np.prod(dims[i:])) for i in range(1, len(dims))]
+    aligned = max(8 // width, 1)
+    fit = [n for n in suffixes if 1 < n <= codecs.SLAB and n % aligned == 0]
+    return list(dict.fromkeys(fit))[:_MOST_COLUMNS]
+
+
+def _maps(content: bytes, table: Table, columns: int, method: Method) -> Iterator[tuple[Plan, int]]:
+    """Plans with a table of values."""
+    slabs = slabs_of(content, table.width, columns)
+    if len(table.values) == 1:
+        yield plans.Map(table, plans.Constant()), 0
+        return
+    for coder in _coders(
+        [table.symbols(slab) for slab in slabs], len(table.values), columns, method
+    ):
+        yield plans.Map(table, coder), columns
+
+
+def _coders(
+    symbols: Sequence[NDArray[np.int32]], alphabet: int, columns: int, method: Method
+) -> Iterator[plans.Coder]:
+    if method == "huffman":
+        counts = sum(np.bincount(slab, minlength=alphabet) for slab in symbols)
+        yield plans.Dense(huffman.fit(np.asarray(counts)))
+        yield plans.Relative(relative.fit(symbols, alphabet))
+        return
+    sample = symbols[len(symbols) // 2]
+    layout = layouts.best(sample, alphabet, [columns] if columns else [])
+    if not columns or not layout.plain:
+        yield plans.Entropy(alphabet, layout)
+
+
+def _planes(content: bytes, width: int, type_: ir.DataType, columns: int, method: Method) -> Plan:
+    """The best plan for each byte of wide elements."""
+    rotated = type_ in FLOATS
+    slabs = [
+        plans.planes_of(slab, width, rotated=rotated) for slab in slabs_of(content, width, columns)
+    ]
+    found = []
+    for index in range(width // 8):
+        plane = [np.ascontiguousarray(slab[:, index]) for slab in slabs]
+        top = index == width // 8 - 1
+        found.append(_plane(plane, columns if top else 0, method))
+    return plans.Planes(width, rotated, tuple(found))
+
+
+def _plane(slabs: list[NDArray[np.uint8]], columns: int, method: Method) -> Plan:
+    table = table_of(slabs, 8, ir.DataType.UINT8)
+    assert table is not None, "bytes have few values"
+    tried: list[Plan] = [plans.Raw(), plans.Deflate()]
+    if len(table.values) == 1:
+        tried = [plans.Map(table, plans.Constant())]
+    else:
+        symbols = [table.symbols(slab) for slab in slabs]
+        coders = _coders(symbols, len(table.values), columns, method)
+        if columns:
+            coders = itertools.chain([plans.Entropy(len(table.values), Layout())], coders)
+        tried += [plans.Map(table, coder) for coder in coders]
+    sample = len(slabs) // 2 if len(slabs) > 1 else None
+    return min(tried, key=partial(plans.size, slabs=slabs, sample=sample))
+
+
+def table_of(slabs: Sequence[Elements], width: int, type_: ir.DataType) -> Table | None:
+    """The distinct values of all slabs by number; None where they are too many for a table."""
+    total = sum(map(len, slabs))
+    values: Elements = np.zeros(0, maps.dtype(width))
+    for slab in slabs:
+        values = np.union1d(values, slab)
+        if len(values) > maps.MAX_SYMBOLS or (width > 8 and len(values) > _FEW * total):
+            return None
+    ranked = values[np.argsort(_by_number(values, width, type_))]
+    span = (int(ranked[-1]) - int(ranked[0])) % 2**width + 1
+    if type_ not in FLOATS and span <= min(len(ranked) + len(ranked) // 4 + 8, maps.MAX_SYMBOLS):
+        counting = ranked[0] + np.arange(span, dtype=np.uint64).astype(ranked.dtype)
+        return Table(width, counting & ranked.dtype.type(2**width - 1), True, np.arange(span))
+    return Table(width, ranked, False, np.argsort(ranked))
+
+
+def _by_number(values: Elements, width: int, type_: ir.DataType) -> Elements:
+    """Keys that sort bits as the numbers they are: negative floats downwards, negative integers first."""
+    top = values.dtype.type(1 << (width - 1))
+    if type_ in FLOATS:
+        ones = values.dtype.type(2**width - 1)
+        return values ^ np.where(values & top, ones, top)
+    return values ^ top if type_ in _SIGNED else values

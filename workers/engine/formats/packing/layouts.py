@@ -1,0 +1,110 @@
+"""Entropy encoding, and which contexts of a map save the most."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+
+import constriction
+import numpy as np
+from numpy.typing import NDArray
+
+from modelpress.packed import contexts, entropy
+from modelpress.packed.contexts import Ints, Layer, Layout, Symbols
+
+SPLIT_FROM = 0.5
+"""Share of its commonest symbol from which on a map may be split into that and the others."""
+
+WORTH = 0.01
+"""Share of the bits."""
+
+
+class _Known:
+    """A source of symbols that are known."""
+
+    def __init__(self, symbols: Symbols, layout: Layout) -> None:
+        matrix = symbols.reshape(-1, layout.columns or max(len(symbols), 1))
+        self._matrix = matrix.T if layout.transposed else matrix
+        self._centre = layout.centre
+        self._part: Symbols = np.zeros(0, np.int32)
+
+    def begin(self, layer: Layer, rows: slice, columns: slice) -> None:
+        """Keeps the part as the layer has it."""
+        part = np.ascontiguousarray(self._matrix[rows, columns]).reshape(-1)
+        if layer is Layer.IS_OTHER:
+            part = (part != self._centre).astype(np.int32)
+        elif layer is Layer.OTHERS:
+            part = part[part != self._centre]
+            part = part - (part > self._centre)
+        self._part = part
+
+
+class _Bits(_Known):
+    """Adds up what coding costs."""
+
+    bits = 0.0
+
+    def take(self, at: slice | Ints, count: int, frequencies: Ints) -> Symbols:
+        """The symbols, at their price."""
+        symbols = self._part[at]
+        counts = np.bincount(symbols, minlength=len(frequencies))
+        self.bits += float(counts @ (contexts.PRECISION - np.log2(frequencies)))
+        return symbols
+
+
+class _Pushes(_Known):
+    """Notes what is to be pushed."""
+
+    def __init__(self, symbols: Symbols, layout: Layout) -> None:
+        super().__init__(symbols, layout)
+        self.noted: list[tuple[Symbols, Ints]] = []
+
+    def take(self, at: slice | Ints, count: int, frequencies: Ints) -> Symbols:
+        """The symbols, noted."""
+        symbols = np.ascontiguousarray(self._part[at])
+        self.noted.append((symbols, frequencies))
+        return symbols
+
+
+def encode(symbols: NDArray[np.integer], alphabet: int, layout: Layout) -> bytes:
+    """The code that modelpress.packed.entropy decodes."""
+    known = symbols.astype(np.int32)
+    pushes = _Pushes(known, layout)
+    contexts.walk(len(known), alphabet, layout, pushes)
+    coder = constriction.stream.stack.AnsCoder()
+    for part, frequencies in reversed(pushes.noted):
+        coder.encode_reverse(part, entropy.model(frequencies))
+    code: bytes = coder.get_compressed().astype("<u4").tobytes()
+    return code.rstrip(b"\0")
+
+
+def bits(symbols: NDArray[np.integer], alphabet: int, layout: Layout) -> float:
+    """Bits of that code, without making it."""
+    source = _Bits(symbols.astype(np.int32), layout)
+    contexts.walk(len(symbols), alphabet, layout, source)
+    return source.bits
+
+
+def best(symbols: NDArray[np.integer], alphabet: int, columns: Iterable[int]) -> Layout:
+    """The layout of the fewest bits, found by trying; contexts, which take a decoder longer, must save WORTH of them."""
+    return min(
+        _candidates(symbols, alphabet, columns),
+        key=lambda layout: bits(symbols, alphabet, layout) * (1 - WORTH if layout.plain else 1),
+    )
+
+
+def _candidates(
+    symbols: NDArray[np.integer], alphabet: int, columns: Iterable[int]
+) -> Iterator[Layout]:
+    yield Layout()
+    counts = np.bincount(symbols, minlength=alphabet)
+    centre = int(np.argmax(counts))
+    splits = (
+        (False, True) if alphabet > 2 and counts[centre] > SPLIT_FROM * len(symbols) else (False,)
+    )
+    uses = ((True, False), (False, True), (True, True))
+    for width, transposed, split, (sums, near) in itertools.product(
+        columns, (False, True), splits, uses
+    ):
+        if 1 < width < len(symbols):
+            yield Layout(width, transposed, sums, near, split, centre)
