@@ -234,6 +234,17 @@ def gates_of_weights() -> onnx.ModelProto:
     return image_nets.classified(b, b.op("Mul", x, b.op("Squeeze", row, b.ints(0))), 6)
 
 
+def positions_by_a_layer() -> onnx.ModelProto:
+    """Swin v2: a layer turns a table of distances into what is added to the scores of each head."""
+    b = Builder(0)
+    x = token_nets._stream(b)
+    q, k, v = (token_nets._split(b, b.dense(x, WIDTH, INNER)) for _ in range(3))
+    distances = b.random("distances", LENGTH * LENGTH, 2)
+    added = b.gemm(b.op("Relu", b.gemm(distances, 2, 12)), 12, HEADS)
+    added = b.op("Reshape", b.op("Transpose", added, perm=[1, 0]), b.ints(1, HEADS, LENGTH, LENGTH))
+    return token_nets._residual(b, x, token_nets._weighed(b, q, k, v, [added]))
+
+
 def scale_from_the_shape() -> onnx.ModelProto:
     """Attention whose scale is computed from the width of a head, by CastLike as torch's exporter writes it."""
     b = Builder(0)
@@ -285,6 +296,7 @@ NETS: dict[str, Callable[[], onnx.ModelProto]] = {
         upsampled_channels,
         tokens_mixed_by_a_convolution,
         gates_of_weights,
+        positions_by_a_layer,
         scale_from_the_shape,
     )
 }

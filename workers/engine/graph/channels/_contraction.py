@@ -159,19 +159,23 @@ def contract(node: Node, terms: Sequence[str], out: str) -> Shadow:
 def _followed(node: Node, terms: Sequence[str], out: str) -> str:
     """The letter of the result to follow: of an activation's channels before a weight's, that with the most; '' for none.
 
-    Of a weight's letters that one is which was asked for.
+    Of two weights the second is the layer's, and the first a table that it is applied to.
+
+    The one that was asked for comes first; where one element is left of it, that stays and none is followed.
     """
-    of_activations: dict[str, int] = {}
-    of_weights: dict[str, int] = {}
+    of_activations: dict[str, tuple[int, int]] = {}
+    of_weights: dict[str, tuple[int, int]] = {}
     for slot, term in enumerate(terms):
         for axis, letter in enumerate(term):
             size = node.shape(slot)[axis]
             if letter in out and size > 1:
                 if node.varying(slot) == axis:
-                    of_activations[letter] = int(torch.unique(node.along(slot, axis)).numel())
+                    of_activations[letter] = (0, int(torch.unique(node.along(slot, axis)).numel()))
                 elif node.is_initializer(slot):
-                    of_weights[letter] = size
+                    of_weights[letter] = (slot, size)
     asked = out[node.kept_axis] if node.kept_axis >= 0 else ""
+    if asked and node.results[0].shape[node.kept_axis] == 1:
+        return ""
     best = of_activations or of_weights
     if asked in best:
         return asked
