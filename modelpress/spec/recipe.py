@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from modelpress.spec.problem import Problem, Refused, from_validation
 from modelpress.spec.prune import PruneChannels, PruneLottery, PruneMagnitude, PruneSupermask
-from modelpress.spec.quantize import QuantizeBinary, QuantizeCluster, QuantizeInt8
+from modelpress.spec.quantize import QuantizeBinary, QuantizeBits, QuantizeCluster, QuantizeInt8
 from modelpress.spec.step import Step
 
 MAX_STEPS = 32
@@ -21,6 +21,7 @@ AnyStep = Annotated[
     | PruneLottery
     | PruneSupermask
     | QuantizeInt8
+    | QuantizeBits
     | QuantizeCluster
     | QuantizeBinary,
     Field(discriminator="kind"),

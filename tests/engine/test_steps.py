@@ -52,6 +52,16 @@ VARIANTS: dict[str, Step] = {
     "prune.supermask/random": STEPS["prune.supermask"](
         weights="random", rescale=False, draws=1, training={"epochs": 1}
     ),
+    "quantize.bits": STEPS["quantize.bits"](),
+    "quantize.bits/run": STEPS["quantize.bits"](
+        unpack="run", bits=3, symmetric=False, group_size=16
+    ),
+    "quantize.bits/gptq": STEPS["quantize.bits"](
+        method="gptq", bits=2, group_size=None, act_order=True, samples=32
+    ),
+    "quantize.bits/mixed": STEPS["quantize.bits"](
+        method="awq", mixed={"average_bits": 6.5}, group_size=None, unpack="run", samples=32
+    ),
     "quantize.int8": STEPS["quantize.int8"](samples=32),
     "quantize.int8/percentile": STEPS["quantize.int8"](samples=32, calibration="percentile"),
     "quantize.int8/per-tensor": STEPS["quantize.int8"](samples=32, per_channel=False),
@@ -177,6 +187,11 @@ def check_effect(step: Step, source: Graph, data: bytes) -> None:
         stored = {name: w for name, w in weights.items() if name.endswith("_codes")}
         assert stored
         assert sum(w.nbytes for w in weights.values()) < 0.6 * floats
+    elif step.kind == "quantize.bits":
+        names = [name for name in source.parameters() if name.startswith("weight")]
+        assert not set(names) & set(weights)
+        stored = (len(w.raw_data) for w in after.graph.initializer if w.name.startswith("weight"))
+        assert sum(stored) < 0.5 * sum(source.weight(name).nbytes for name in names)
     else:
         floats = sum(array.nbytes for array in source.parameters().values())
         stored = sum(w.nbytes for name, w in weights.items() if w.dtype == np.int8)

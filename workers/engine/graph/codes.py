@@ -36,7 +36,7 @@ class Stored:
     bits: float
     """Of one code in the file; digits that share a byte have a fraction of it."""
     zero: int | None
-    """The code that stands for zero, where there is one."""
+    """The code that stands for zero; null where there is none, or it differs from place to place."""
 
     @property
     def nonzeros(self) -> int:
@@ -134,6 +134,8 @@ def read(graph: Graph, value: ir.Value) -> Stored | None:
         return None
     elements = value.const_value.numpy().astype(np.uint8)
     for user, slot in value.uses():
+        if user.op_type == "MatMulNBits" and slot == 1:
+            return _read_rows(user, elements)
         if user.op_type == "Div" and slot == 0:
             return _read_digits(graph, user, elements)
         if user.op_type == "Cast" and (zero := _zero(graph, user.outputs[0])) is not _NOT_A_CODE:
@@ -142,6 +144,16 @@ def read(graph: Graph, value: ir.Value) -> Stored | None:
 
 
 _NOT_A_CODE = -1
+
+
+def _read_rows(user: ir.Node, packed: Codes) -> Stored:
+    """Codes [N, blocks, bytes of a block] of a MatMulNBits, the first in the lowest bits of a byte."""
+    bits, columns = user.attributes.get_int("bits", 4), user.attributes["K"].as_int()
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    rows = (packed.reshape(len(packed), -1, 1) >> shifts) & np.uint8(2**bits - 1)
+    has_zeros = len(user.inputs) > 3 and user.inputs[3] is not None
+    symbols: Codes = rows.reshape(len(packed), -1)[:, :columns].reshape(-1)
+    return Stored(symbols, float(bits), None if has_zeros else 2 ** (bits - 1))
 
 
 def _read_digits(graph: Graph, divided: ir.Node, packed: Codes) -> Stored | None:
@@ -172,8 +184,17 @@ def _zero(graph: Graph, numbers: ir.Value) -> int | None:
             return _NOT_A_CODE if table is None or table.ndim != 1 else _first(table == 0)
         if user.op_type == "Sub" and slot == 0:
             shift = _constant(graph, user, 1)
-            return _NOT_A_CODE if shift is None or shift.size != 1 else _whole(float(shift))
+            if shift is None:
+                return None if _is_cast_constant(user.inputs[1]) else _NOT_A_CODE
+            return _NOT_A_CODE if shift.size != 1 else _whole(float(shift.reshape(())))
     return _NOT_A_CODE
+
+
+def _is_cast_constant(value: ir.Value | None) -> bool:
+    """Whether it is zero points of groups: stored narrow, read as numbers."""
+    maker = None if value is None else value.producer()
+    source = maker.inputs[0] if maker is not None and maker.op_type == "Cast" else None
+    return source is not None and source.const_value is not None
 
 
 def _whole(number: float) -> int | None:

@@ -94,6 +94,8 @@ def _integer_weight(tensor: ir.TensorProtocol, node: ir.Node, slot: int) -> Weig
         zero = zero.reshape(())
     elif zero.ndim == 1:
         zero = _along(zero, elements.shape, node)
+    else:
+        zero = _by_block(zero, elements.shape, node)
     nonzeros = int(np.count_nonzero(elements != zero))
     return Weight(elements, nonzeros, tensor.dtype.bitwidth)
 
@@ -112,6 +114,15 @@ def _along(zero: NDArray[np.generic], shape: tuple[int, ...], node: ir.Node) -> 
     sizes = [1] * len(shape)
     sizes[axis] = len(zero)
     return zero.reshape(sizes)
+
+
+def _by_block(
+    zero: NDArray[np.generic], shape: tuple[int, ...], node: ir.Node
+) -> NDArray[np.generic]:
+    """Zero points of each block of an axis, repeated for its elements."""
+    axis = node.attributes.get_int("axis", 1) % len(shape)
+    repeated = np.repeat(zero, node.attributes.get_int("block_size", 0), axis)
+    return repeated.take(range(shape[axis]), axis)
 
 
 def _bits_of(elements: NDArray[np.generic]) -> NDArray[np.generic]:
