@@ -1,4 +1,5 @@
-"""What happened to jobs: appended in the transaction that made it true, read in pages, replayed to streams.
+"""What happened to jobs: appended in the transaction that made it true, read in pages, replayed to streams. Progress goes after
+a while: each event of it is made void by the next one.
 
 The ids of one job's events are committed in their order, so a reader of that job misses none by asking for
 "after the last one I saw". This holds because whoever appends has first locked the job's row by updating it.
@@ -8,16 +9,19 @@ It does not hold across jobs: there, a smaller id may be committed later.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import and_, or_, select
+from sqlalchemy import and_, delete, or_, select
 from sqlalchemy.orm import Session
 
+from app import db
 from app.tables import Event, Job
 from modelpress.spec.progress import Progress
 from modelpress.spec.report import Stage
 
 PAGE = 500
+_UNSEEN = {"synchronize_session": False}
 
 
 def state(session: Session, job: Job) -> None:
@@ -56,6 +60,16 @@ def stage(session: Session, job: Job, index: int, measured: Stage) -> None:
 
 def _append(session: Session, job: Job, type_: str, data: dict[str, Any]) -> None:
     session.add(Event(project_id=job.project_id, job_id=job.id, type=type_, data=data))
+
+
+def forget_progress(session: Session, *, kept: timedelta, limit: int) -> int:
+    """Removes up to `limit` of the progress events that are older than `kept`, and answers how many."""
+    old = select(Event.id).where(
+        Event.type == "progress", Event.created_at < db.now(session) - kept
+    )
+    oldest = session.scalars(old.order_by(Event.created_at).limit(limit)).all()
+    session.execute(delete(Event).where(Event.id.in_(oldest)), execution_options=_UNSEEN)
+    return len(oldest)
 
 
 def page(session: Session, job_id: str, *, after: int = 0, limit: int = PAGE) -> Sequence[Event]:

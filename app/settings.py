@@ -10,6 +10,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 GIB = 1 << 30
+DAY_S = 86_400.0
 
 
 class Settings(BaseSettings):
@@ -47,6 +48,22 @@ class Settings(BaseSettings):
     )
     download_redirect: bool = Field(
         default=False, description="Answer downloads with a redirect to a presigned S3 URL."
+    )
+
+    orphans_after_s: float = Field(
+        default=7 * DAY_S,
+        ge=0,
+        description="A stored file that nothing names is removed this long after that was noticed; 0 keeps all.",
+    )
+    orphans_scan_s: float = Field(
+        default=DAY_S,
+        gt=0,
+        description="How often a sweeper compares the store with the database, to notice such files.",
+    )
+    progress_kept_s: float = Field(
+        default=30 * DAY_S,
+        ge=0,
+        description="Progress events are removed after this long; what a job reached and measured stays. 0 keeps all.",
     )
 
     lease_s: float = Field(

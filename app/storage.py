@@ -162,6 +162,14 @@ class Store:
         with _translated(key):
             return obstore.head(self._objects, key)["size"]
 
+    def has(self, key: str) -> bool:
+        """Whether there is such an object."""
+        try:
+            self.size_bytes(key)
+        except errors.NotFound:
+            return False
+        return True
+
     def list(self, prefix: str) -> Iterator[tuple[str, datetime]]:
         """The keys below a prefix, each with the time it was written."""
         with _translated(prefix):

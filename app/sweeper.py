@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
@@ -16,7 +17,7 @@ import structlog
 from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.orm import Session
 
-from app import broker, db, jobs, logs, settings, uploads
+from app import blobs, broker, db, events, jobs, logs, settings, uploads
 from app.claims import Claim
 from app.tables import Job
 from modelpress.spec.state import JobState
@@ -29,13 +30,17 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Swept:
-    """What one sweep did: jobs lost by silent workers, jobs expired, ids sent, uploads and stale messages removed."""
+    """What one sweep did to jobs (lost by silent workers, expired, sent), and how much of what it removed: uploads, stale
+    messages, files that nothing names, old progress events.
+    """
 
     lost: int = 0
     expired: int = 0
     sent: int = 0
     uploads: int = 0
     messages: int = 0
+    orphans: int = 0
+    progress: int = 0
 
 
 def sweep() -> Swept:
@@ -46,6 +51,8 @@ def sweep() -> Swept:
         sent=_send_due(),
         uploads=_expire_uploads(),
         messages=broker.prune(),
+        orphans=blobs.remove() if settings.get().orphans_after_s else 0,
+        progress=_forget_progress(),
     )
 
 
@@ -93,6 +100,14 @@ def _each(
 def _expire_uploads() -> int:
     with db.transaction() as session:
         return uploads.expire(session)
+
+
+def _forget_progress() -> int:
+    kept_s = settings.get().progress_kept_s
+    if not kept_s:
+        return 0
+    with db.transaction() as session:
+        return events.forget_progress(session, kept=timedelta(seconds=kept_s), limit=events.PAGE)
 
 
 def _send_due() -> int:
@@ -151,9 +166,12 @@ def _unmark(job_ids: list[str]) -> None:
 
 
 class Sweeper:
-    """Sweeps every `settings.sweep_s` seconds in a thread, from `start` to `stop`; the first time at once."""
+    """Sweeps every `settings.sweep_s` seconds in a thread, from `start` to `stop`; the first time at once. The store, which may
+    be large, is looked through every `settings.orphans_scan_s`, the first time after a 24th of that.
+    """
 
     def __init__(self) -> None:
+        self._scan_at = time.monotonic() + settings.get().orphans_scan_s / 24
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
 
@@ -170,6 +188,7 @@ class Sweeper:
         while True:
             try:
                 swept = sweep()
+                self._scan()
             except Exception as e:  # the database may be away: the next sweep tries again
                 log.warning("a sweep failed", error=repr(e))
             else:
@@ -177,6 +196,12 @@ class Sweeper:
                     log.info("swept", **asdict(swept))
             if self._stopped.wait(settings.get().sweep_s):
                 return
+
+    def _scan(self) -> None:
+        values = settings.get()
+        if values.orphans_after_s and time.monotonic() >= self._scan_at:
+            self._scan_at = time.monotonic() + values.orphans_scan_s
+            log.info("looked for files that nothing names", new=blobs.mark())
 
 
 def main() -> None:

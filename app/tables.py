@@ -19,6 +19,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -270,10 +271,18 @@ class Attempt(Table):
 
 
 class Event(Table):
-    """Something that happened to a job; append-only. Its id is the SSE id."""
+    """Something that happened to a job; append-only, but that old progress goes. Its id is the SSE id."""
 
     __tablename__ = "event"
-    __table_args__ = (Index("ix_event_job_id", "job_id", "id"),)
+    __table_args__ = (
+        Index("ix_event_job_id", "job_id", "id"),
+        Index(
+            "ix_event_progress",
+            "created_at",
+            postgresql_where=text("type = 'progress'"),
+            sqlite_where=text("type = 'progress'"),
+        ),
+    )
 
     id: Mapped[int] = mapped_column(Serial, primary_key=True, autoincrement=True)
     project_id: Mapped[str] = mapped_column(ForeignKey("project.id", ondelete="CASCADE"))
@@ -299,3 +308,13 @@ class Artifact(Table):
     sha256: Mapped[str] = mapped_column(String(64))
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     created_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class Orphan(Table):
+    """A stored file that no row names, and since when that is known."""
+
+    __tablename__ = "orphan"
+
+    project_id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    found_at: Mapped[datetime] = mapped_column(default=now, index=True)

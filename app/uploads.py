@@ -13,11 +13,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
-from app import db, errors, ids, settings, storage
+from app import blobs, db, errors, ids, settings, storage
 from app.tables import Upload
 
 LEASE_S = 40.0
@@ -254,6 +255,10 @@ def keep(project_id: str, upload_id: str) -> None:
         NotFound: the project has no such upload.
         Conflict: the upload is not complete, or was consumed.
     """
+    blobs.stored(partial(_keep, project_id, upload_id))
+
+
+def _keep(project_id: str, upload_id: str) -> None:
     with db.transaction() as session:
         upload = _completed(session, project_id, upload_id)
         sha256, parts = upload.sha256 or "", upload.parts
@@ -262,7 +267,9 @@ def keep(project_id: str, upload_id: str) -> None:
     [[key, size_bytes]] = parts
     storage.get().copy(key, storage.blob_key(project_id, sha256), size_bytes=size_bytes)
     with db.transaction() as session:
-        _completed(session, project_id, upload_id).parts = []
+        upload = _completed(session, project_id, upload_id)
+        blobs.hold(session, project_id, sha256)
+        upload.parts = []
 
 
 def consume(session: Session, project_id: str, upload_id: str) -> Upload:

@@ -12,7 +12,7 @@ import structlog
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.orm import Session
 
-from app import claims, db, errors, failures, jobs, settings, storage
+from app import blobs, claims, db, errors, failures, jobs, settings, storage
 from app.claims import Claim, StoredFile
 from modelpress.spec.job import Limits
 from modelpress.spec.state import Failure, JobState
@@ -85,21 +85,32 @@ def _end(claim: Claim, ended: Ended) -> JobState | None:
     """Writes down how an attempt ended. A worker that was fenced off has nothing to say."""
     if ended.how == "fenced":
         return None
-    if ended.how == "succeeded" and ended.report is not None:
-        files = _store(claim, ended)
-        done = partial(jobs.finish_succeeded, claim=claim, report=ended.report, files=files)
-        return _persist(done)
-    converted = _store_converted(claim, ended)
-    return _persist(_ending(claim, ended, converted))
+    return blobs.stored(partial(_write_end, claim, ended))
+
+
+def _write_end(claim: Claim, ended: Ended) -> JobState | None:
+    files = _store(claim, ended)
+    write = _ending(claim, ended, files)
+
+    def named(session: Session) -> JobState | None:
+        state = write(session)
+        if state is not None:
+            blobs.hold(session, claim.job.project_id, *(file.sha256 for file in files))
+        return state
+
+    return _persist(named)
 
 
 def _ending(
-    claim: Claim, ended: Ended, converted: StoredFile | None
+    claim: Claim, ended: Ended, files: Sequence[StoredFile]
 ) -> Callable[[Session], JobState | None]:
     report, log_tail = ended.report, ended.log_tail
     match ended.how:
+        case "succeeded" if report is not None:
+            return partial(jobs.finish_succeeded, claim=claim, report=report, files=files)
         case "succeeded":
             assert ended.inspection is not None
+            converted = next(iter(files), None)
             return partial(
                 jobs.finish_inspected, claim=claim, found=ended.inspection, converted=converted
             )
@@ -116,17 +127,12 @@ def _ending(
 
 
 def _store(claim: Claim, ended: Ended) -> list[StoredFile]:
-    """Stores what a job made. Named by hash, a file that no row comes to name is overwritten by its like."""
-    assert ended.report is not None
-    formats = {info.name: info.format for info in ended.report.artifacts}
-    return [_put(claim, made, formats[made.name]) for made in ended.artifacts]
+    """Stores what a job made: its artifacts, or the ONNX file that an inspection made of an upload in another format.
 
-
-def _store_converted(claim: Claim, ended: Ended) -> StoredFile | None:
-    """Stores the ONNX file that an inspection made of an upload in another format."""
-    for made in ended.artifacts:
-        return _put(claim, made, "onnx")
-    return None
+    Named by hash, a file that no row comes to name is overwritten by its like, or removed after a while.
+    """
+    formats = {} if ended.report is None else {i.name: i.format for i in ended.report.artifacts}
+    return [_put(claim, made, formats.get(made.name, "onnx")) for made in ended.artifacts]
 
 
 def _put(claim: Claim, made: Artifact, format_: str) -> StoredFile:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from app import accounts, admin, db, settings
+from app import accounts, admin, db, settings, storage
+from tests import making
 
 
 @pytest.fixture
@@ -91,3 +92,19 @@ def test_command_leaves_the_key_file(home: Path) -> None:
     admin.main(["ensure-embedded"])
 
     assert json.loads((home / "key.json").read_text())["url"] == "http://127.0.0.1:9999"
+
+
+@pytest.mark.usefixtures("home")
+def test_orphans_are_listed_and_removed_only_on_request(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    me = making.principal()
+    making.store(me, tmp_path / "scratch", b"left behind")
+    key = storage.blob_key(me.project_id, making.digest(b"left behind"))
+
+    admin.main(["orphans"])
+    assert capsys.readouterr().out.splitlines() == [f"{key} 11", "1 files, 11 bytes"]
+    assert storage.get().has(key)
+    admin.main(["orphans", "--remove"])
+    assert capsys.readouterr().out.splitlines()[-1] == "1 files, 11 bytes removed"
+    assert not storage.get().has(key)

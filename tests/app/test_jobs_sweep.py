@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
-from app import db, jobs, sweeper, uploads
+from app import db, events, jobs, storage, sweeper, uploads
 from app.accounts import Principal
 from app.claims import Claim
 from app.tables import Job, Upload
+from modelpress.spec.progress import Progress
 from modelpress.spec.report import Report
 from tests import making, servers
 
@@ -206,3 +207,41 @@ def test_job_that_can_not_be_swept_does_not_keep_the_others_waiting(
     assert making.row(sound).state == "expired"
     assert making.row(broken).state == "queued"
     assert "can't be swept" in caplog.text
+
+
+def test_old_progress_is_forgotten_and_nothing_else(
+    me: Principal, configure: Callable[..., None]
+) -> None:
+    configure(progress_kept_s=100)
+    job_id = making.job(me)
+    with db.transaction() as session:
+        claim = jobs.claim(session, job_id, owner="w", sandbox="none")
+        assert claim is not None
+        for done in (0.1, 0.2, 0.3):
+            at = Progress(stage=0, stages=2, name="baseline", fraction=done)
+            jobs.record_progress(session, claim, at)
+    with db.transaction() as session:
+        told = events.page(session, job_id)
+        for event in told[:-1]:
+            event.created_at = db.now(session) - timedelta(seconds=101)
+
+    assert sweeper.sweep().progress == 2
+    assert sweeper.sweep().progress == 0
+    with db.transaction() as session:
+        left = events.page(session, job_id)
+    assert [event.type for event in left] == ["state", "state", "progress"]
+    assert [event.id for event in left] == [event.id for event in (*told[:2], told[-1])]
+
+
+def test_sweeper_looks_through_the_store_from_time_to_time(
+    me: Principal, configure: Callable[..., None], tmp_path: Path
+) -> None:
+    configure(sweep_s=0.05, orphans_scan_s=0.1, orphans_after_s=1e-3)
+    making.store(me, tmp_path / "scratch", b"left behind")
+    key = storage.blob_key(me.project_id, making.digest(b"left behind"))
+    running = sweeper.Sweeper()
+    running.start()
+    try:
+        servers.until(lambda: not storage.get().has(key))
+    finally:
+        running.stop()

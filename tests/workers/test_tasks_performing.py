@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from app import db, events, jobs, settings, storage
+from app import blobs, db, events, jobs, settings, storage
 from app.accounts import Principal
 from app.tables import Artifact, Attempt, Model
 from modelpress.spec.state import JobState
@@ -79,6 +79,26 @@ def test_artifact_is_in_the_store_under_its_hash(me: Principal, tmp_path: Path) 
     key = storage.blob_key(me.project_id, artifact.sha256)
     storage.get().fetch_to_file(key, tmp_path / "fetched", sha256=artifact.sha256)
     assert (tmp_path / "fetched").read_text() == "compressed with seed 7"
+
+
+def test_artifact_that_is_removed_before_a_row_names_it_is_stored_again(
+    me: Principal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, stored = storage.Store.put_file, []
+
+    def removed_once(self: storage.Store, key: str, path: Path) -> None:
+        put(self, key, path)
+        stored.append(key)
+        if len(stored) == 1:
+            blobs.mark()
+            blobs.remove()
+
+    monkeypatch.setattr(storage.Store, "put_file", removed_once)
+    monkeypatch.setenv("MODELPRESS_ORPHANS_AFTER_S", "1e-9")
+    settings.get.cache_clear()
+    assert perform(making.job(me, seed=7)) is JobState.SUCCEEDED
+    assert len(stored) == 2
+    assert storage.get().has(stored[0])
 
 
 @pytest.mark.parametrize("act", ["", "fail user_input", "kill"])
