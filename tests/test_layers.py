@@ -16,6 +16,7 @@ from tests import servers
 PASSES = servers.ROOT / "workers" / "engine" / "passes"
 ENGINE_ONLY = ("torch", "onnx", "onnx_ir", "onnxruntime", "numpy", "PIL")
 SERVER_ONLY = ("fastapi", "sqlalchemy", "celery", "kombu", "redis", "obstore", "alembic", "uvicorn")
+OF_EXTRAS = ("timm", "torchvision", "safetensors", "huggingface_hub")
 PROJECT = tomllib.loads((servers.ROOT / "pyproject.toml").read_text())
 
 
@@ -58,6 +59,15 @@ def test_spec_loads_nothing_of_the_client() -> None:
 
 def test_engine_never_loads_a_package_of_the_server() -> None:
     assert not loaded_by("workers.engine.pipeline") & {*SERVER_ONLY, "app"}
+
+
+def test_no_module_loads_a_package_of_an_extra() -> None:
+    """Not even the one that asks for it: it is loaded when somebody names an architecture."""
+    files = (servers.ROOT / "workers" / "engine").rglob("*.py")
+    modules = (".".join(f.relative_to(servers.ROOT).with_suffix("").parts) for f in files)
+    loaded = loaded_by(", ".join(m for m in sorted(modules) if not m.endswith("__main__")))
+    assert "torch" in loaded
+    assert not loaded & {*OF_EXTRAS}
 
 
 def test_measuring_an_artifact_does_not_load_torch() -> None:

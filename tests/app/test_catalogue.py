@@ -48,6 +48,31 @@ def test_new_entry_is_looked_into(any_client: httpx.Client, kind: str) -> None:
     assert [(job["queue"], job["state"]) for job in jobs] == [("ingest", "queued")]
 
 
+def test_same_weights_of_two_architectures_are_two_models(any_client: httpx.Client) -> None:
+    made = []
+    for name in ("resnet18", "resnet18.a1_in1k", None):
+        upload = any_client.post("/v1/uploads", content=b"bytes").json()["id"]
+        body = {"upload": upload, "architecture": name} if name else {"upload": upload}
+        made.append(any_client.post("/v1/models", json=body).json())
+
+    shown = [any_client.get(f"/v1/models/{model['id']}").json() for model in made]
+
+    assert [model["architecture"] for model in shown] == ["resnet18", "resnet18.a1_in1k", None]
+    assert len({model["id"] for model in shown}) == 3
+    assert len({model["sha256"] for model in shown}) == 1
+
+
+@pytest.mark.parametrize("name", ["", "hf-hub:timm/resnet18", "../resnet18", "a b", "r" * 129])
+def test_what_can_be_no_architecture_is_refused(client: httpx.Client, name: str) -> None:
+    upload = client.post("/v1/uploads", content=b"bytes").json()["id"]
+
+    refused = client.post("/v1/models", json={"upload": upload, "architecture": name})
+
+    assert refused.status_code == 422
+    assert refused.json()["problems"][0]["pointer"] == "/architecture"
+    assert client.get(f"/v1/uploads/{upload}").json()["state"] == "completed"
+
+
 def test_entry_and_its_inspection_are_one_transaction(
     any_client: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:

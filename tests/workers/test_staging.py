@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from app import db, jobs, storage
+from app import catalogue, db, jobs, storage
 from app.accounts import Principal
 from app.claims import Claim
+from app.tables import Model
 from modelpress.spec import order
 from tests import making
 from workers import staging
@@ -43,6 +44,21 @@ def test_other_models_are_staged_beside_the_model(claim: Claim) -> None:
         assert (path / asked.model.path).read_bytes() == making.MODEL_BYTES
         assert (path / asked.models["initial"].path).read_bytes() == UNTRAINED
         assert asked.models["initial"].sha256 == making.digest(UNTRAINED)
+
+
+def test_architecture_of_weights_goes_with_the_order_to_inspect_them(me: Principal) -> None:
+    model_id = making.model(me)
+    with db.transaction() as session:
+        model = session.get_one(Model, model_id)
+        model.state, model.architecture = "inspecting", "resnet18"
+        jobs.enqueue(session, inspection := catalogue.inspection(model))
+        session.flush()
+        taken = jobs.claim(session, inspection.id, owner="w", sandbox="none")
+    assert taken is not None
+    with staging.directory(taken) as path:
+        staging.stage(taken, path, sandbox="none")
+        asked = order.InspectOrder.model_validate_json((path / order.ORDER).read_bytes())
+        assert (asked.kind, asked.architecture) == ("model", "resnet18")
 
 
 def test_other_model_that_is_not_what_was_stored_is_noticed(claim: Claim, tmp_path: Path) -> None:
