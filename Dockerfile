@@ -6,6 +6,7 @@
 # pip takes torch from where it takes everything. Without a GPU, the smaller CPU build is found through an
 # additional index, which PyTorch's installation page names:
 #   docker build --target worker --build-arg PIP_EXTRA_INDEX_URL=... --tag modelpress-worker .
+# For weights that come with the name of a timm network: --build-arg EXTRAS=worker,timm
 
 FROM python:3.11-slim-bookworm AS python
 ENV PATH=/opt/modelpress/bin:$PATH \
@@ -26,7 +27,8 @@ RUN --mount=type=cache,target=/root/.cache/pip pip install -c constraints.txt '.
 
 FROM source AS worker-install
 ARG PIP_EXTRA_INDEX_URL
-RUN --mount=type=cache,target=/root/.cache/pip pip install -c constraints.txt '.[worker]'
+ARG EXTRAS=worker
+RUN --mount=type=cache,target=/root/.cache/pip pip install -c constraints.txt ".[$EXTRAS]"
 
 FROM python AS runtime
 ENV MODELPRESS_HOME=/var/lib/modelpress
