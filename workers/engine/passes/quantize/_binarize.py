@@ -56,6 +56,23 @@ class _Sign(torch.autograd.Function):
         return gradient * (x.abs() <= ctx.limit), None
 
 
+class _Straight(torch.autograd.Function):
+    """One tensor, whose gradient goes to another."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, real: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+        return None, gradient
+
+
+def _straight(value: Tensor, real: Tensor) -> Tensor:
+    found: Tensor = _Straight.apply(value.detach(), real)  # type: ignore[no-untyped-call]
+    return found
+
+
 def sign(x: Tensor, limit: float = 1.0) -> Tensor:
     """The sign, 1 for 0, with a straight-through gradient where |x| <= limit (Hubara et al. 2016, section 1.3)."""
     found: Tensor = _Sign.apply(x, limit)  # type: ignore[no-untyped-call]
@@ -118,8 +135,9 @@ class Connected(Latent):
         if self._noise is None or not self.training:
             return self.unit * sign(self.real / self.unit)
         drawn = torch.rand(self.stored.shape, generator=self._noise).to(self.stored.device)
-        likely = (self.real / self.unit + 1) / 2
-        return self.unit * (2 * (likely + ((drawn < likely).float() - likely).detach()) - 1)
+        real = self.real
+        likely = (real / self.unit + 1) / 2
+        return _straight(torch.where(drawn < likely, self.unit, -self.unit), real)
 
     def settle(self) -> None:
         self._clamp(self.unit)
@@ -150,7 +168,7 @@ class Ternary(Latent):
     def forward(self) -> Tensor:
         real = self.real
         kept, scale = self._split(real)
-        return real + (scale * _signs(real) * kept - real).detach()
+        return _straight(scale * _signs(real) * kept, real)
 
     def coded(self) -> Coded:
         kept, scale = self._split(self.real)
