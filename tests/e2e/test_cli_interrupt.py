@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from modelpress._ended import Exit
-from modelpress.client import Client, Job
+from modelpress.client import Client
+from modelpress.resources import Job
 from tests import examples, servers
 from tests.conftest import Service
 
