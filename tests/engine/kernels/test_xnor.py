@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import subprocess
 import sys
 from pathlib import Path
@@ -177,7 +178,10 @@ def test_the_source_compiles_without_a_warning(tmp_path):
 def test_by_hand_it_builds_beside_the_source(tmp_path):
     copy = tmp_path / "kernels"
     copy.mkdir()
-    for name in ("build.py", "xnor.c"):
+    for name in ("build.py", "xnor.c", "xnor.py"):
         (copy / name).write_bytes((Path(build.__file__).with_name(name)).read_bytes())
     subprocess.run([sys.executable, str(copy / "build.py")], check=True)
-    assert (copy / "xnor.so").exists()
+    assert (copy / "libxnor.so").exists()
+    module = importlib.machinery.PathFinder.find_spec("xnor", [str(copy)])
+    assert module is not None
+    assert module.origin == str(copy / "xnor.py"), "the library hides the module"

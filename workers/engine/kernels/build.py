@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-SOURCE, LIBRARY = HERE / "xnor.c", HERE / "xnor.so"
+SOURCE, LIBRARY = HERE / "xnor.c", HERE / "libxnor.so"
 FLAGS = ("-O3", "-std=c11", "-fPIC", "-shared")
 
 
@@ -54,7 +54,7 @@ def get_build_hook() -> type[Any]:
             if self.target_name != "wheel" or not build():
                 return
             if version == "standard":
-                build_data["artifacts"].append("workers/engine/kernels/xnor.so")
+                build_data["artifacts"].append("workers/engine/kernels/libxnor.so")
                 build_data["pure_python"] = False
                 build_data["tag"] = _tag()
 

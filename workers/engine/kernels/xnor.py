@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from workers.engine.errors import Unsupported
 
-LIBRARY = Path(__file__).with_name("xnor.so")
+LIBRARY = Path(__file__).with_name("libxnor.so")
 WAYS = ("plain", "popcnt", "avx2")
 """How words are counted: by arithmetic, by the instruction for it, by table lookups of 32 bytes at once."""
 
