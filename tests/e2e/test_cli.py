@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import safetensors.torch
 import torch
 from typer.testing import CliRunner, Result
 
@@ -21,7 +22,7 @@ from modelpress.client import Client
 from modelpress.spec.order import EXIT_FAILED
 from tests import examples
 from tests.conftest import Service
-from tests.engine import exported, nets
+from tests.engine import architectures, exported, nets
 
 pytestmark = pytest.mark.e2e
 
@@ -104,6 +105,41 @@ def test_onnx_of_a_job_is_refused(run: Run, done: str) -> None:
     assert run("fetch", done, "--onnx").exit_code == Exit.USAGE
 
 
+def test_weights_go_in_with_the_name_of_their_architecture(
+    run: Run, directory: Path, service: Service
+) -> None:
+    network = architectures.network("test_byobnet", num_classes=5)
+    architectures.save(network, directory / "net.safetensors")
+    argv = ("compress", "net.safetensors", "--architecture", "test_byobnet")
+    ended = run(*argv, "--recipe", "int8-dynamic", "--json")
+    assert ended.exit_code == Exit.OK, ended.output
+    made = directory / "net-compressed/model.onnx"
+    assert architectures.differ(made, network, architectures.images(3)) < 0.1
+    with Client(service.url, service.key) as client:
+        model = client.model(client.job(json.loads(ended.stdout)["job"]).model)
+    assert (model.architecture, model.inspection.format) == ("test_byobnet", "safetensors")
+    assert model.onnx_sha256 not in (None, model.sha256)
+    assert "test_byobnet" in run("inspect", model.id).stdout
+    assert run("inspect", model.id, "--architecture", "test_vit").exit_code == Exit.USAGE
+
+
+@pytest.mark.parametrize(
+    ("sent", "options", "said"),
+    [
+        ("net.safetensors", (), "architecture"),
+        ("net.safetensors", ("--architecture", "tset_vit"), "test_vit"),
+        ("model.onnx", ("--architecture", "test_vit"), "leave it out"),
+    ],
+)
+def test_architecture_that_does_not_fit_is_refused(
+    run: Run, directory: Path, sent: str, options: tuple[str, ...], said: str
+) -> None:
+    safetensors.torch.save_file({"a": torch.zeros(1)}, directory / "net.safetensors")
+    ended = run("compress", sent, "--recipe", "int8-dynamic", *options)
+    assert ended.exit_code == Exit.REFUSED
+    assert said in ended.stderr
+
+
 def test_pickle_is_refused_by_name(run: Run, directory: Path) -> None:
     torch.save(exported.network("tied").state_dict(), directory / "state.pt")
     ended = run("compress", "state.pt", "--recipe", "int8-dynamic")
@@ -118,6 +154,15 @@ def test_local_takes_pytorch_too(alone: Run, directory: Path) -> None:
     ended = alone("compress", "net.pt2", "--recipe", "int8-dynamic", "--local", "--json")
     assert ended.exit_code == Exit.OK, ended.output
     assert json.loads(ended.stdout)["report"]["model"] == "net.pt2"
+
+
+def test_local_takes_weights_with_an_architecture_alone(alone: Run, directory: Path) -> None:
+    safetensors.torch.save_file({"a": torch.zeros(1)}, directory / "net.safetensors")
+    argv = ("compress", "net.safetensors", "--recipe", "int8-dynamic", "--local")
+    unnamed, unfitting = alone(*argv), alone(*argv, "--architecture", "test_byobnet")
+    assert (unnamed.exit_code, unfitting.exit_code) == (Exit.FAILED, Exit.FAILED)
+    assert "--architecture" in unnamed.stderr
+    assert "not those of 'test_byobnet'" in unfitting.stderr
 
 
 def test_json_is_one_value_on_standard_output(

@@ -53,7 +53,7 @@ def build(name: str, weights: Weights) -> Built:
     """
     timm = load_timm()
     _require_known(timm, name)
-    options = _options(_create(timm, name, device="meta"), weights)
+    options = _options(_outline(timm, name), weights)
     network = _create(timm, name, device="cpu", **options)
     _require_same(name, timm.__version__, network.state_dict(), weights)
     network.load_state_dict(dict(weights), strict=True)
@@ -99,6 +99,14 @@ def _require_known(timm: Any, name: str) -> None:
         f"timm {timm.__version__} has no architecture {name[:64]!a}",
         hint=f"did you mean {' or '.join(near)}?" if near else "timm.list_models() names them all",
     )
+
+
+def _outline(timm: Any, name: str) -> Any:
+    """The default network for its shapes: without weights, unless it computes with them while it is made."""
+    try:
+        return _create(timm, name, device="meta")
+    except Unsupported:
+        return _create(timm, name, device="cpu")
 
 
 def _create(timm: Any, name: str, device: str, **options: int) -> Any:
