@@ -10,7 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from modelpress.spec.problem import Problem, Refused, from_validation
 from modelpress.spec.prune import PruneChannels, PruneLottery, PruneMagnitude, PruneSupermask
-from modelpress.spec.quantize import QuantizeBinary, QuantizeBits, QuantizeCluster, QuantizeInt8
+from modelpress.spec.quantize import (
+    QuantizeBinary,
+    QuantizeBits,
+    QuantizeCluster,
+    QuantizeFloat16,
+    QuantizeInt8,
+)
 from modelpress.spec.step import Step
 
 MAX_STEPS = 32
@@ -22,6 +28,7 @@ AnyStep = Annotated[
     | PruneSupermask
     | QuantizeInt8
     | QuantizeBits
+    | QuantizeFloat16
     | QuantizeCluster
     | QuantizeBinary,
     Field(discriminator="kind"),

@@ -62,6 +62,8 @@ VARIANTS: dict[str, Step] = {
     "quantize.bits/mixed": STEPS["quantize.bits"](
         method="awq", mixed={"average_bits": 6.5}, group_size=None, unpack="run", samples=32
     ),
+    "quantize.float16": STEPS["quantize.float16"](),
+    "quantize.float16/bfloat16": STEPS["quantize.float16"](type="bfloat16"),
     "quantize.int8": STEPS["quantize.int8"](samples=32),
     "quantize.int8/percentile": STEPS["quantize.int8"](samples=32, calibration="percentile"),
     "quantize.int8/per-tensor": STEPS["quantize.int8"](samples=32, per_channel=False),
@@ -88,6 +90,7 @@ CASES = [
     for variant, step in VARIANTS.items()
     for net in (nets.CLASSIFIERS if step.needs_labels else nets.NETS)
 ]
+HALVES = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 TOLERANCE = 1e-4
 """Of the largest output. Where a value may round to another code, outputs may differ by that code: RARE of them."""
 RARE = 0.05
@@ -187,6 +190,10 @@ def check_effect(step: Step, source: Graph, data: bytes) -> None:
         stored = {name: w for name, w in weights.items() if name.endswith("_codes")}
         assert stored
         assert sum(w.nbytes for w in weights.values()) < 0.6 * floats
+    elif step.kind == "quantize.float16":
+        halves = [w for w in after.graph.initializer if w.data_type in HALVES]
+        floats = sum(array.nbytes for array in source.parameters().values())
+        assert sum(len(w.raw_data) for w in halves) == floats // 2
     elif step.kind == "quantize.bits":
         names = [name for name in source.parameters() if name.startswith("weight")]
         assert not set(names) & set(weights)

@@ -3,6 +3,7 @@
 from modelpress.spec.quantize.binary import BinaryTraining, QuantizeBinary
 from modelpress.spec.quantize.bits import MixedBits, QuantizeBits
 from modelpress.spec.quantize.cluster import CentroidTraining, LayerBits, QuantizeCluster
+from modelpress.spec.quantize.float16 import QuantizeFloat16
 from modelpress.spec.quantize.int8 import QuantizeInt8
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "QuantizeBinary",
     "QuantizeBits",
     "QuantizeCluster",
+    "QuantizeFloat16",
     "QuantizeInt8",
 ]

@@ -1,0 +1,66 @@
+"""quantize.float16: what is stored in 16 bits, and what is not."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from modelpress.spec.quantize import QuantizeFloat16
+from tests.engine import jobs, nets
+from workers.engine import formats, passes
+from workers.engine.errors import NothingChanged
+from workers.engine.graph import execute
+
+
+def cast(graph, tmp_path, **options):
+    ctx = jobs.context_of(graph.clone(), tmp_path, None)
+    result = passes.apply(graph, QuantizeFloat16(**options), ctx)
+    formats.save(result, tmp_path / "half.onnx")
+    return formats.load(tmp_path / "half.onnx"), ctx
+
+
+@pytest.mark.parametrize(("kind", "digits"), [("float16", 2.0**-11), ("bfloat16", 2.0**-8)])
+def test_every_weight_is_rounded_once_and_onnx_runtime_agrees(kind, digits, tmp_path):
+    model, graph = jobs.load("text_transformer", tmp_path)
+    source = graph.clone()
+    again, ctx = cast(graph, tmp_path, type=kind)
+    assert {t.layer for t in ctx.coverage.touched} == set(source.parameters())
+    for name, before in source.parameters().items():
+        after = again.weight(f"{name}_{kind}").astype(np.float32)
+        assert (np.abs(after - before) <= digits * np.abs(before) + 1e-7).all()
+    feeds = nets.feeds(model, 4)
+    theirs = onnxruntime.InferenceSession(tmp_path / "half.onnx").run(None, feeds)[0]
+    np.testing.assert_allclose(execute.run(again, feeds)["logits"], theirs, rtol=1e-4, atol=1e-5)
+    assert (tmp_path / "half.onnx").stat().st_size < 0.75 * (
+        tmp_path / "text_transformer.onnx"
+    ).stat().st_size
+
+
+def test_numbers_too_large_for_float16_stay_and_bfloat16_takes_them(tmp_path):
+    _, graph = jobs.load("mlp", tmp_path)
+    name = next(iter(graph.parameters()))
+    graph.set_weight(name, graph.weight(name) * np.float32(1e6))
+    _, ctx = cast(graph.clone(), tmp_path)
+    (skipped,) = ctx.coverage.skipped
+    assert skipped.layer == name
+    assert "float16 ends at 65,504" in skipped.reason
+    _, ctx = cast(graph, tmp_path, type="bfloat16")
+    assert not ctx.coverage.skipped
+
+
+def test_numbers_that_vanish_are_counted(tmp_path):
+    _, graph = jobs.load("mlp", tmp_path)
+    name = next(iter(graph.parameters()))
+    weight = graph.weight(name).copy()
+    weight.flat[:3] = 1e-9
+    graph.set_weight(name, weight)
+    _, ctx = cast(graph, tmp_path)
+    told = next(t.change for t in ctx.coverage.touched if t.layer == name)
+    assert "3 too small for it became zero" in told
+
+
+def test_excluding_everything_is_refused(tmp_path):
+    _, graph = jobs.load("mlp", tmp_path)
+    with pytest.raises(NothingChanged, match="excluded by the recipe"):
+        cast(graph, tmp_path, exclude=("*",))
