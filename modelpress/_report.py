@@ -14,7 +14,7 @@ from rich.text import Text
 
 from modelpress import _curves
 from modelpress.spec.constraint import ConstraintResult
-from modelpress.spec.report import Control, Latency, Quality, Report, Stage, Verification
+from modelpress.spec.report import Control, Latency, Quality, Report, Size, Stage, Verification
 from modelpress.spec.state import Outcome
 
 WIDTH = 100
@@ -145,6 +145,7 @@ def _caption(report: Report) -> Text:
 def _about(stage: Stage) -> list[RenderableType]:
     """What a stage changed, left alone and noted; nothing for a baseline without notes."""
     lines = [_bullet(note) for note in stage.notes]
+    lines += [_bullet(text) for text in _weights(stage.size)]
     lines += [_bullet(f"left alone: {s.layer} ({s.reason})") for s in stage.skipped[:SHOWN_SKIPPED]]
     hidden = len(stage.skipped) - SHOWN_SKIPPED
     if hidden > 0:
@@ -156,6 +157,21 @@ def _about(stage: Stage) -> list[RenderableType]:
     counts = f"{_count(len(stage.touched), 'layer')} changed, {len(stage.skipped)} left alone"
     detail = "" if stage.step is None else f": {counts}, {stage.seconds:.1f} s"
     return [Text.assemble((stage.name, "bold"), detail), *lines]
+
+
+def _weights(size: Size) -> Iterator[str]:
+    """What a packed file weighs, what for, and what bounds it."""
+    if size.coded_bytes is None:
+        return
+    for name, parts in (("model.onnx", size.file_parts), ("model.mpk", size.coded_parts)):
+        if parts is not None:
+            found = {k.removesuffix("_bytes"): n for k, n in parts.model_dump().items() if n}
+            told = ", ".join(f"{part} {count:,}" for part, count in found.items())
+            yield f"bytes of {name}: {sum(found.values()):,} = {told}"
+    yield (
+        f"beside it: zipped {size.zipped_bytes:,}, order-0 entropy {size.entropy_bytes:,}, "
+        f"non-zeros at their stored bits {size.theoretical_bytes:,}"
+    )
 
 
 def _bullet(text: str) -> Padding:
@@ -187,6 +203,7 @@ def _ending(report: Report) -> list[RenderableType]:
             )
         )
         lines.extend(_torch(report, checked))
+        lines.extend(_unpacked(report, checked))
     if report.outcome is not None:
         colour, words = _OUTCOMES[report.outcome]
         lines.append(Text.assemble("outcome ", (words, f"bold {colour}")))
@@ -202,6 +219,16 @@ def _torch(report: Report, checked: Verification) -> Iterator[RenderableType]:
             yield Text(
                 f"{artifact.name}: {artifact.size_bytes:,} bytes, run by torch it differs from model.onnx "
                 f"by at most {checked.pt2_max_abs_difference:.2g}"
+            )
+
+
+def _unpacked(report: Report, checked: Verification) -> Iterator[RenderableType]:
+    """What a packed artifact gave."""
+    for artifact in report.artifacts:
+        if artifact.format == "mpk" and checked.unpack_seconds is not None:
+            yield Text(
+                f"{artifact.name}: {artifact.size_bytes:,} bytes, unpacked in a fresh process to model.onnx, byte for byte, "
+                f"in {checked.unpack_seconds:.2g} s: every figure of model.onnx is its own"
             )
 
 

@@ -25,6 +25,7 @@ from modelpress import (
     _send,
     _serve,
     _show,
+    _unpack,
     _watch,
     errors,
 )
@@ -372,6 +373,26 @@ def serve(
         )
     plan = _serve.Plan(host, port, (home or _connection.home()).absolute(), count)
     _serve.run(plan, lambda text: typer.echo(text, err=True))
+
+
+@app.command(epilog=EPILOG)
+def unpack(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A packed model, .mpk.", dir_okay=False)
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="The ONNX file; else FILE with .onnx.", dir_okay=False),
+    ] = None,
+    max_bytes: Annotated[
+        int | None, typer.Option(help="Refuse models of more bytes; else of 2 GiB.", min=1)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make the ONNX file of a packed model, byte for byte; needs no server."""
+    out = out or file.with_suffix(".onnx")
+    found = _unpack.run(file, out, max_bytes)
+    _print(found, as_json, plain=f"wrote {out}: {found.size_bytes:,} bytes, SHA-256 {found.sha256}")
 
 
 @app.command()

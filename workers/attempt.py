@@ -1,6 +1,7 @@
 """One attempt at an order: its engine children run in the fence, then their outputs are checked and their end explained.
 
-compress: a child runs the recipe; a second, fresh one verifies what the first exported. inspect: one child.
+compress: a child runs the recipe; a second, fresh one verifies what the first exported, and one between them unpacks what it packed.
+inspect: one child.
 Nothing of the service is known here: a Celery task and the command line run the same attempt.
 """
 
@@ -100,8 +101,10 @@ def _inspect(children: _Children, asked: order.InspectOrder) -> Ended:
 
 
 def _compress(children: _Children, asked: order.CompressOrder) -> Ended:
-    if ended := children.run("compress") or children.run("verify"):
-        return ended
+    unpack = ("unpack",) if asked.recipe.packs else ()
+    for task in ("compress", *unpack, "verify"):
+        if ended := children.run(task):
+            return ended
     try:
         report = outputs.finished_report(children.jobdir, asked)
         limit = children.limits.max_disk_bytes

@@ -35,11 +35,9 @@ def read_table(reader: Reader, width: int) -> Elements:
     kind = reader.choice("form of a table", 2)
     held = dtype(width)
     if kind == RANGE:
-        first = np.frombuffer(reader.take(held.itemsize, "start of a table"), held).astype(
-            np.uint64
-        )
-        values = (first + np.arange(count, dtype=np.uint64)) & np.uint64(2**width - 1)
-        table = values.astype(held)
+        first = int.from_bytes(reader.take(held.itemsize, "start of a table"), "little")
+        up = np.arange(count, dtype=np.uint64) + np.uint64(first)  # modulo 2^64
+        table: Elements = (up & np.uint64(2**width - 1)).astype(held)
     else:
         table = _planes(reader, count, held)
     if width < 8 and int(table.max()) >> width:

@@ -13,6 +13,7 @@ class Metric(StrEnum):
     ACCURACY = "accuracy"
     AGREEMENT = "agreement"
     SIZE_BYTES = "size_bytes"
+    CODED_BYTES = "coded_bytes"
     LATENCY_P50_MS = "latency_p50_ms"
     MACS = "macs"
 

@@ -26,7 +26,8 @@ FAILURE = "output/failure.json"
 INSPECTION = "output/inspection.json"
 CONVERTED = "output/converted.onnx"  # what an upload in another format became
 ARTIFACTS = "output/artifacts"
-ONNX, PT2 = "model.onnx", "model.pt2"  # of the artifacts
+ONNX, PT2, PACKED = "model.onnx", "model.pt2", "model.mpk"  # of the artifacts
+UNPACKED = "output/verify/unpacked.json"  # what came out of the packed one
 
 EXIT_OK = 0
 EXIT_FAILED = 10  # failure.json says why

@@ -8,6 +8,7 @@ from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from modelpress.spec.code import CodeEntropy, CodeHuffman
 from modelpress.spec.problem import Problem, Refused, from_validation
 from modelpress.spec.prune import PruneChannels, PruneLottery, PruneMagnitude, PruneSupermask
 from modelpress.spec.quantize import (
@@ -30,7 +31,9 @@ AnyStep = Annotated[
     | QuantizeBits
     | QuantizeFloat16
     | QuantizeCluster
-    | QuantizeBinary,
+    | QuantizeBinary
+    | CodeHuffman
+    | CodeEntropy,
     Field(discriminator="kind"),
 ]
 
@@ -60,6 +63,11 @@ class Recipe(BaseModel):
     def needs_labels(self) -> bool:
         """Whether any step reads labels."""
         return any(step.needs_labels for step in self.steps)
+
+    @property
+    def packs(self) -> bool:
+        """Whether the last step leaves a packed file beside the model."""
+        return not self.steps[-1].changes_model
 
     def problems(
         self, *, has_data: bool, has_labels: bool, models: Collection[str] = ()
@@ -101,12 +109,15 @@ def parse(body: Any) -> Recipe:
 def _order_problems(steps: tuple[Step, ...]) -> list[Problem]:
     problems = []
     for index, (earlier, later) in enumerate(pairwise(steps), start=1):
-        if not earlier.leaves_trainable:
+        if not earlier.leaves_trainable and (later.changes_model or not earlier.changes_model):
+            result = "whose result holds integers that no step can change"
+            if not earlier.changes_model:
+                result = "which writes the finished model"
             problems.append(
                 Problem(
                     pointer=f"/steps/{index}/kind",
                     code="wrong_order",
-                    reason=f"{later.kind} can't follow {earlier.kind}, whose result holds integers that no step can change",
+                    reason=f"{later.kind} can't follow {earlier.kind}, {result}",
                     hint=f"put {earlier.kind} last",
                 )
             )

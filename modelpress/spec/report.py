@@ -37,8 +37,25 @@ class Quality(_Frozen):
     )
 
 
+class SizeParts(_Frozen):
+    """What the bytes of a file are for; together they are all of them."""
+
+    weights_bytes: int = Field(description="Weights of layers, or the codes that stand for them.")
+    codebooks_bytes: int = Field(
+        description="What codes stand for: tables of shared values, scales, zero points."
+    )
+    tables_bytes: int = Field(
+        description="What a coder must know before its codes; 0 in ONNX files."
+    )
+    biases_bytes: int = Field(description="Biases and other vectors that are trained.")
+    norms_bytes: int = Field(description="Gains, offsets and statistics of normalizations.")
+    headers_bytes: int = Field(
+        description="Nodes, names, small constants; in a packed file also checksums and the directory."
+    )
+
+
 class Size(_Frozen):
-    """What the stage's exported file weighs, counted five ways."""
+    """What the stage's exported file weighs, counted in several ways."""
 
     file_bytes: int = Field(description="Bytes of the ONNX file.")
     zipped_bytes: int = Field(description="Bytes of that file after DEFLATE at level 6.")
@@ -51,6 +68,16 @@ class Size(_Frozen):
     parameters: int = Field(description="Elements of all weight tensors.")
     nonzero_parameters: int = Field(description="Of these, not zero.")
     bits_per_parameter: float = Field(description="Stored bits over parameters, by element type.")
+    file_parts: SizeParts | None = Field(
+        default=None, description="What the bytes of the ONNX file are for."
+    )
+    coded_bytes: int | None = Field(
+        default=None,
+        description="Bytes of the packed file, every one of them; null where no code step wrote one.",
+    )
+    coded_parts: SizeParts | None = Field(
+        default=None, description="What the bytes of the packed file are for."
+    )
 
 
 class Latency(_Frozen):
@@ -157,8 +184,8 @@ class ArtifactInfo(_Frozen):
     """A file the job made."""
 
     name: str = Field(description="File name, unique in the job.")
-    format: Literal["onnx", "pt2", "npz"] = Field(
-        description="'onnx': runs in stock ONNX Runtime. 'pt2': runs in stock torch. 'npz': seed and mask of a supermask, from which its weights follow."
+    format: Literal["onnx", "pt2", "npz", "mpk"] = Field(
+        description="'onnx': runs in stock ONNX Runtime. 'pt2': runs in stock torch. 'mpk': packed, `modelpress unpack` makes the ONNX file of it. 'npz': seed and mask of a supermask, from which its weights follow."
     )
     size_bytes: int = Field(description="Bytes of the file.")
     sha256: str = Field(description="SHA-256 of the file, in hex.")
@@ -174,6 +201,13 @@ class Verification(_Frozen):
     pt2_max_abs_difference: float | None = Field(
         default=None,
         description="Largest difference of model.pt2, run by torch, from model.onnx; null where it was not asked for.",
+    )
+    unpacked_sha256: str | None = Field(
+        default=None,
+        description="SHA-256 of what model.mpk gave in a fresh process with nothing but its decoder: model.onnx, byte for byte; null where there is none.",
+    )
+    unpack_seconds: float | None = Field(
+        default=None, description="Wall time of that, writing included."
     )
     message: str = Field(default="", description="What did not hold.")
 

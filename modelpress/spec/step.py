@@ -17,6 +17,8 @@ class Step(BaseModel):
     """Where the method comes from: authors, title, arXiv id."""
     leaves_trainable: ClassVar[bool] = True
     """Whether a later step may still train or prune the result."""
+    changes_model: ClassVar[bool] = True
+    """Whether the model becomes another; a step that only writes it differently may follow any other, and is the last."""
 
     kind: str
     exclude: tuple[str, ...] = Field(

@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 
+from modelpress import packed
 from modelpress.spec.prune import Controls
 from modelpress.spec.recipe import STEPS
 from modelpress.spec.step import FineTune, Step
@@ -18,6 +19,8 @@ from workers.engine.context import Context
 from workers.engine.graph import Graph, execute, verify
 
 VARIANTS: dict[str, Step] = {
+    "code.huffman": STEPS["code.huffman"](),
+    "code.entropy": STEPS["code.entropy"](),
     "prune.magnitude": STEPS["prune.magnitude"](sparsity=0.5),
     "prune.magnitude/layer": STEPS["prune.magnitude"](sparsity=0.5, scope="layer"),
     "prune.magnitude/fine-tuned": STEPS["prune.magnitude"](
@@ -68,6 +71,13 @@ VARIANTS: dict[str, Step] = {
     "quantize.int8/percentile": STEPS["quantize.int8"](samples=32, calibration="percentile"),
     "quantize.int8/per-tensor": STEPS["quantize.int8"](samples=32, per_channel=False),
     "quantize.int8/dynamic": STEPS["quantize.int8"](mode="dynamic"),
+    "quantize.int8/refined": STEPS["quantize.int8"](
+        samples=32, calibration="mse", equalize=True, smooth=0.5, bias_correction=True
+    ),
+    "quantize.int8/tensorrt": STEPS["quantize.int8"](
+        samples=32, target="tensorrt", calibration="entropy"
+    ),
+    "quantize.int8/mobile": STEPS["quantize.int8"](samples=32, target="mobile"),
     "quantize.binary": STEPS["quantize.binary"](
         float_ends=False, training={"epochs": 1, "batch_size": 16}
     ),
@@ -90,7 +100,7 @@ CASES = [
     for variant, step in VARIANTS.items()
     for net in (nets.CLASSIFIERS if step.needs_labels else nets.NETS)
 ]
-HALVES = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+DATA_TYPES = {"float16": onnx.TensorProto.FLOAT16, "bfloat16": onnx.TensorProto.BFLOAT16}
 TOLERANCE = 1e-4
 """Of the largest output. Where a value may round to another code, outputs may differ by that code: RARE of them."""
 RARE = 0.05
@@ -134,7 +144,7 @@ def test_conformance(case, tmp_path):
     check_signature(model, data)
     check_agrees_with_onnx_runtime(result, data, model)
     check_coverage(ctx)
-    check_effect(step, source, data)
+    check_effect(step, source, data, ctx)
     check_repeatable(step, source, ctx, data, tmp_path)
 
 
@@ -160,7 +170,7 @@ def check_coverage(ctx: Context) -> None:
     assert len(names) == len(set(names))
 
 
-def check_effect(step: Step, source: Graph, data: bytes) -> None:
+def check_effect(step: Step, source: Graph, data: bytes, ctx: Context) -> None:
     """What the step promises is there, measured on the file."""
     after = onnx.load_from_string(data)
     weights = {w.name: onnx.numpy_helper.to_array(w) for w in after.graph.initializer}
@@ -182,6 +192,8 @@ def check_effect(step: Step, source: Graph, data: bytes) -> None:
         assert max(reached) > 0.6
     elif step.kind == "prune.supermask":
         assert all(0.1 < (w != 0).mean() < 0.9 for w in layers)
+    elif step.kind.startswith("code."):
+        check_packed(ctx, data)
     elif step.kind == "prune.channels":
         parameters = sum(array.size for array in source.parameters().values())
         assert sum(w.size for w in weights.values()) < 0.9 * parameters
@@ -191,9 +203,10 @@ def check_effect(step: Step, source: Graph, data: bytes) -> None:
         assert stored
         assert sum(w.nbytes for w in weights.values()) < 0.6 * floats
     elif step.kind == "quantize.float16":
-        halves = [w for w in after.graph.initializer if w.data_type in HALVES]
-        floats = sum(array.nbytes for array in source.parameters().values())
-        assert sum(len(w.raw_data) for w in halves) == floats // 2
+        halves = [w for w in after.graph.initializer if w.data_type == DATA_TYPES[step.type]]
+        assert sum(len(w.raw_data) for w in halves) == sum(
+            array.nbytes // 2 for array in source.parameters().values()
+        )
     elif step.kind == "quantize.bits":
         names = [name for name in source.parameters() if name.startswith("weight")]
         assert not set(names) & set(weights)
@@ -204,6 +217,15 @@ def check_effect(step: Step, source: Graph, data: bytes) -> None:
         stored = sum(w.nbytes for name, w in weights.items() if w.dtype == np.int8)
         assert stored
         assert sum(w.nbytes for w in weights.values()) < 0.75 * floats
+
+
+def check_packed(ctx: Context, data: bytes) -> None:
+    """The packed file is smaller, all of it is accounted for, and it gives the exported file back."""
+    (file,) = ctx.coverage.files
+    size_bytes = file.stat().st_size
+    assert sum(ctx.coverage.coded.model_dump().values()) == size_bytes < len(data)
+    packed.unpack(file, file.with_suffix(".again"))
+    assert file.with_suffix(".again").read_bytes() == data
 
 
 def check_repeatable(step: Step, source: Graph, ctx: Context, data: bytes, tmp_path: Path) -> None:

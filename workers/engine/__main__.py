@@ -1,4 +1,4 @@
-"""Entry of an engine child: `python -m workers.engine compress|verify|inspect JOBDIR`.
+"""Entry of an engine child: `python -m workers.engine compress|unpack|verify|inspect JOBDIR`.
 
 Exits with 0 when the task is done, with EXIT_FAILED after leaving output/failure.json, with 2 on wrong arguments. Anything else is
 a crash. Standard output carries progress, standard error is log.
@@ -22,6 +22,7 @@ from workers.engine.errors import EngineError, OutOfMemory
 
 TASKS = {
     "compress": ("workers.engine.pipeline", "compress"),
+    "unpack": ("workers.engine.unpacking", "unpack"),
     "verify": ("workers.engine.verification", "verify_export"),
     "inspect": ("workers.engine.inspection", "inspect"),
 }

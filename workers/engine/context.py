@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from modelpress.spec.report import Control, Curve, Skipped, Touched
+from modelpress.spec.report import Control, Curve, SizeParts, Skipped, Touched
 from workers.engine import data, graph
 from workers.engine.errors import Unsupported
 
@@ -36,6 +36,8 @@ class Coverage:
     curves: list[Curve] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
     """Artifacts beside the model, which belong to it as this step left it."""
+    coded: SizeParts | None = None
+    """What the bytes of the packed file among them are for."""
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from modelpress.spec.report import Latency, Stage
+from modelpress.spec.report import Latency, Size, SizeParts, Stage
 from workers.engine import context, data
 from workers.engine.data import dataset
 from workers.engine.graph import Graph, shapes
-from workers.engine.measure import bound, cost, latency, quality, size
+from workers.engine.measure import bound, cost, latency, parts, quality, size
 from workers.engine.measure.quality import Reference
 from workers.engine.verdict import FASTER_BELOW, SMALLER_BELOW
 
@@ -103,7 +103,7 @@ class Gauge:
             step=None,
             seconds=0.0,
             quality=measured,
-            size=size.measure(self.original, source),
+            size=_size(self.original, source),
             latency=self._latency(self.original),
             cost=cost.measure(source, self.shapes),
             notes=self.notes,
@@ -131,7 +131,7 @@ class Gauge:
             quality=quality.measure(
                 path, self.samples, self.reference, threads=self.threads, report=tell
             ),
-            size=size.measure(path, graph),
+            size=_size(path, graph, done.coverage.coded),
             latency=self._latency(path),
             cost=cost.measure(graph, self.shapes),
             touched=tuple(done.coverage.touched),
@@ -140,6 +140,8 @@ class Gauge:
             controls=tuple(done.coverage.controls),
             curves=tuple(done.coverage.curves),
         )
+        if stage.size.coded_bytes is not None:
+            return stage
         found = *_shortfalls(before, stage), *bound.explain(before, stage, graph, self.shapes)
         return stage.model_copy(update={"notes": (*stage.notes, *found)})
 
@@ -168,6 +170,18 @@ class Gauge:
         return latency.measure(
             path, self.original, feeds, threads=self.threads, budget_s=LATENCY_BUDGET_S
         )
+
+
+def _size(path: Path, graph: Graph, coded: SizeParts | None = None) -> Size:
+    """What a file weighs, and what its bytes are for; `coded`: the same of the packed file beside it."""
+    found = size.measure(path, graph)
+    return found.model_copy(
+        update={
+            "file_parts": parts.measure(graph, found.file_bytes),
+            "coded_parts": coded,
+            "coded_bytes": None if coded is None else sum(coded.model_dump().values()),
+        }
+    )
 
 
 def _random(source: Graph, seed: int) -> data.Dataset:

@@ -32,6 +32,9 @@ def measured(stage: Stage, metric: Metric) -> float | None:
             return stage.quality.agreement if stage.quality else None
         case Metric.SIZE_BYTES:
             return float(stage.size.file_bytes)
+        case Metric.CODED_BYTES:
+            coded = stage.size.coded_bytes
+            return None if coded is None else float(coded)
         case Metric.LATENCY_P50_MS:
             return stage.latency.p50_ms
         case Metric.MACS:
@@ -42,11 +45,14 @@ def _result(asked: Constraint, original: Stage, final: Stage) -> ConstraintResul
     before = measured(original, asked.metric)
     if asked.metric is Metric.LATENCY_P50_MS:
         before = final.latency.original_p50_ms  # of the same interleaved runs
+    elif asked.metric is Metric.CODED_BYTES:
+        before = float(original.size.file_bytes)  # an upload is not packed
     return constraint.judge(asked, before, measured(final, asked.metric))
 
 
 def _outcome(original: Stage, final: Stage, results: Sequence[ConstraintResult]) -> Outcome:
-    smaller = final.size.file_bytes < SMALLER_BELOW * original.size.file_bytes
+    smallest = min(final.size.file_bytes, final.size.coded_bytes or final.size.file_bytes)
+    smaller = smallest < SMALLER_BELOW * original.size.file_bytes
     faster = final.latency.ratio < FASTER_BELOW
     if not smaller and not faster:
         return Outcome.NOT_IMPROVED

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from modelpress.spec import order
 from modelpress.spec.report import ArtifactInfo, Verification
-from workers.engine import outbox, probes, verdict
+from workers.engine import outbox, probes, unpacking, verdict
 from workers.engine.errors import ExportMismatch
 from workers.engine.measure import session
 from workers.engine.probes import Arrays, Probe
@@ -24,7 +24,11 @@ from workers.engine.probes import Arrays, Probe
 PT2 = "workers.engine.pt2_verification"
 """Loaded by name where it is asked for: it loads torch."""
 
-_FORMATS: Mapping[str, Literal["onnx", "pt2", "npz"]] = {".pt2": "pt2", ".npz": "npz"}
+_FORMATS: Mapping[str, Literal["onnx", "pt2", "npz", "mpk"]] = {
+    ".mpk": "mpk",
+    ".npz": "npz",
+    ".pt2": "pt2",
+}
 
 
 def verify_export(jobdir: Path) -> None:
@@ -38,6 +42,9 @@ def verify_export(jobdir: Path) -> None:
     teller = outbox.Teller(stages)
     teller.start(stages - 1, "verify", "loading the artifact in a fresh process")
     verification = check(jobdir, asked.threads)
+    if (found := unpacking.read(jobdir)) is not None:
+        seen = {"unpacked_sha256": found.sha256, "unpack_seconds": found.seconds}
+        verification = verification.model_copy(update=seen)
     if verification.ok and "pt2" in asked.formats:
         verification = importlib.import_module(PT2).check(jobdir, asked.threads, verification)
     report = outbox.read_report(jobdir).model_copy(update={"verification": verification})

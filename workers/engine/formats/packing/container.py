@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +28,17 @@ class Packed:
     tensors: tuple[Coded, ...]
 
 
-def pack(model: Path, target: Path, method: Method) -> Packed:
+def nothing(name: str) -> bool:
+    """Leaves no tensor as it is."""
+    return False
+
+
+def pack(
+    model: Path, target: Path, method: Method, *, leave: Callable[[str], bool] = nothing
+) -> Packed:
     """Writes the ONNX file `model` as a packed one, which appears whole or not at all; unpacking it is tried.
+
+    Tensors that `leave` names are stored as they are.
 
     Raises:
         Unsupported: the model has 2 GiB or more, or too many tensors or too large a skeleton.
@@ -36,7 +46,7 @@ def pack(model: Path, target: Path, method: Method) -> Packed:
     """
     content = model.read_bytes()
     found = cuts.find(content)
-    sections = [_section(content, cut, method) for cut in found]
+    sections = [_section(content, cut, None if leave(cut.name) else method) for cut in found]
     skeleton = _skeleton(content, found)
     _check(content, skeleton, found)
     header = _header(content, skeleton, found, [code for code, _ in sections])
@@ -56,9 +66,12 @@ def section(content: bytes, plan: plans.Plan, columns: int) -> bytes:
     return number(columns) + plan.head() + b"".join(map(plan.slab, slabs))
 
 
-def _section(model: bytes, cut: Cut, method: Method) -> tuple[bytes, Coded]:
+def _section(model: bytes, cut: Cut, method: Method | None) -> tuple[bytes, Coded]:
     content = model[cut.start : cut.end]
-    plan, columns = choice.plan(content, cut.type, cut.dims, method)
+    plan: plans.Plan = plans.Raw()
+    columns = 0
+    if method is not None:
+        plan, columns = choice.plan(content, cut.type, cut.dims, method)
     code = section(content, plan, columns)
     head = len(number(columns)) + len(plan.head())
     codebook = len(plan.codebook)

@@ -1,0 +1,101 @@
+"""What the bytes of a model are for: weights, codebooks, biases, norms; everything else is header."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from enum import StrEnum
+
+import onnx_ir as ir
+
+from modelpress.spec.report import SizeParts
+from workers.engine.graph import Graph, codes, parameters, roles
+
+_NORMS = frozenset(
+    {
+        "BatchNormalization",
+        "GroupNormalization",
+        "InstanceNormalization",
+        "LayerNormalization",
+        "LayerNormalizationBias",
+        "RMSNormalization",
+        "SimplifiedLayerNormalization",
+        "SkipLayerNormalization",
+        "SkipSimplifiedLayerNormalization",
+    }
+)
+_SCALES = {
+    "ConvInteger": range(2, 4),
+    "DequantizeLinear": range(1, 3),
+    "MatMulInteger": range(2, 4),
+    "MatMulNBits": range(2, 5),
+    "QLinearConv": (1, 2, 4, 5, 6, 7),
+    "QLinearMatMul": (1, 2, 4, 5, 6, 7),
+    "QuantizeLinear": range(1, 3),
+}
+"""Where operators take scales and zero points: what codes stand for follows from these."""
+_CODED = {"MatMulNBits": 1}
+"""Where they take codes that are no ONNX integers of their own."""
+
+
+class Part(StrEnum):
+    """A part of a model's bytes, as reports name it."""
+
+    WEIGHTS = "weights_bytes"
+    CODEBOOKS = "codebooks_bytes"
+    TABLES = "tables_bytes"
+    BIASES = "biases_bytes"
+    NORMS = "norms_bytes"
+    HEADERS = "headers_bytes"
+
+
+def measure(graph: Graph, file_bytes: int) -> SizeParts:
+    """The parts of an ONNX file of so many bytes; it has no tables of a coder."""
+    found = dict.fromkeys(Part, 0)
+    for name, part in of(graph).items():
+        tensor = graph.initializers[name].const_value
+        found[part] += tensor.nbytes if tensor is not None else 0
+    inside = sum(found.values()) - found[Part.HEADERS]
+    found[Part.HEADERS] = max(file_bytes - inside, 0)
+    return SizeParts(**{part.value: size_bytes for part, size_bytes in found.items()})
+
+
+def of(graph: Graph) -> Mapping[str, Part]:
+    """The part that each initializer belongs to, by name."""
+    return {name: _part(graph, value) for name, value in graph.initializers.items()}
+
+
+def _part(graph: Graph, value: ir.Value) -> Part:
+    uses = [(node, slot) for node, slot in value.uses()]
+    if any(node.op_type in _NORMS for node, _ in uses) or roles.role(value) is roles.Role.STATISTIC:
+        return Part.NORMS
+    if any(slot in _SCALES.get(node.op_type, ()) for node, slot in uses) or _is_table(uses):
+        return Part.CODEBOOKS
+    if any(_CODED.get(node.op_type) == slot for node, slot in uses):
+        return Part.WEIGHTS
+    if parameters.integer_use(value) is not None:
+        return Part.BIASES if value.dtype is ir.DataType.INT32 else Part.WEIGHTS
+    if roles.role(value) is roles.Role.WEIGHT:
+        return Part.BIASES if _rank(value) < 2 else Part.WEIGHTS
+    return Part.HEADERS if codes.read(graph, value) is None else Part.WEIGHTS
+
+
+def _rank(value: ir.Value) -> int:
+    """Axes with more than one element."""
+    tensor = value.const_value
+    return sum(size > 1 for size in tensor.shape.numpy()) if tensor is not None else 0
+
+
+def _is_table(uses: Collection[tuple[ir.Node, int]]) -> bool:
+    """Whether constant indices choose among the values: those of a weight that is stored as a table and codes."""
+    return any(
+        node.op_type == "Gather" and slot == 0 and _is_constant(node.inputs[1])
+        for node, slot in uses
+    )
+
+
+def _is_constant(value: ir.Value | None, depth: int = 12) -> bool:
+    """Whether a value follows from initializers alone."""
+    if value is None or value.is_initializer():
+        return True
+    node = value.producer()
+    return node is not None and depth > 0 and all(_is_constant(i, depth - 1) for i in node.inputs)

@@ -1,0 +1,1 @@
+"""Passes that write the finished model in fewer bytes."""
