@@ -125,10 +125,10 @@ class PruneChannels(PruningInRounds):
         "Null is 8 where macs_ratio or latency_ratio is the target, since ONNX Runtime's convolutions work on blocks of 8 "
         "channels and are slow beside them, and 1 otherwise.",
     )
-    attention: Literal["auto", "heads", "width"] = Field(
+    attention: Literal["auto", "heads", "width", "both"] = Field(
         default="auto",
-        description="What goes inside attention: whole heads, the same places of all heads of a layer, or of both what is more. "
-        "The scale of the scores stays. A second step takes the other. The width of the stream around it goes in any case.",
+        description="What goes inside attention: whole heads, the same places of all heads of a layer, both, or of the two what is "
+        "more. The scale of the scores stays. The width of the stream around it goes in any case.",
     )
     normalized: Literal["narrow", "keep"] = Field(
         default="narrow",

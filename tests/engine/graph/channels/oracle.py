@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from workers.engine.graph import Graph, execute, program, tensors
+from workers.engine.graph.channels._shadow import Shadow
 from workers.engine.graph.channels.plan import Plan, Removed
 from workers.engine.graph.ops import Call
 
@@ -49,7 +50,7 @@ def absent(graph: Graph, plan: Plan, removed: Removed, feeds: Mapping[str, np.nd
 
 def _with_zeros(graph: Graph, plan: Plan, removed: Removed) -> Graph:
     graph = graph.clone()
-    for (name, axis), touched in plan.axes.items():
+    for name, axis, touched in plan.touched:
         kept = ~removed[touched]
         if not kept.all():
             weight = graph.weight(name)
@@ -91,12 +92,16 @@ class _Absent(program.Machine):
 
         An axis may hold the channels of all samples, one after another.
         """
-        shadow = self.plan.flow.book.shadows.get(name)
-        if shadow is None or shadow.labels is None:
-            return None
+        masks = [
+            self._gone_by(shadow, value)
+            for book in self.plan.books
+            if (shadow := book.shadows.get(name)) is not None and shadow.labels is not None
+        ]
+        gone = np.logical_or.reduce([mask.numpy() for mask in masks]) if masks else np.False_
+        return torch.from_numpy(gone) if gone.any() else None
+
+    def _gone_by(self, shadow: Shadow, value: torch.Tensor) -> torch.Tensor:
         kept = self.plan.kept(shadow.labels, self.removed)
-        if kept.all():
-            return None
         shape = [-1 if axis == shadow.axis else 1 for axis in range(value.dim())]
         samples = value.shape[shadow.axis] // kept.size
         gone = torch.from_numpy(np.tile(~kept, samples))

@@ -20,8 +20,10 @@ def prune(model, tmp_path, **options):
     return passes.apply(graph, PruneChannels(**{"fraction": 0.5, **options}), ctx), ctx
 
 
-@pytest.mark.parametrize(("choice", "heads", "size"), [("heads", 2, 6), ("width", 4, 3)])
-def test_the_recipe_chooses_heads_or_their_width(choice, heads, size, tmp_path):
+@pytest.mark.parametrize(
+    ("choice", "heads", "size"), [("heads", 2, 6), ("width", 4, 3), ("both", 2, 3)]
+)
+def test_the_recipe_chooses_heads_their_width_or_both(choice, heads, size, tmp_path):
     graph, _ = prune(token_nets.attention_separate(), tmp_path, attention=choice)
     reshaped = [n.inputs[1].const_value.numpy() for n in graph.nodes if n.op_type == "Reshape"]
     assert [list(sizes[-2:]) for sizes in reshaped[:3]] == [[heads, size]] * 3
@@ -40,6 +42,44 @@ def test_one_node_of_attention_keeps_the_scale_it_had(tmp_path):
     graph, _ = prune(token_nets.attention_operator(packed=True), tmp_path, attention="width")
     node = next(n for n in graph.nodes if n.op_type == "Attention")
     assert node.attributes["scale"].as_float() == pytest.approx(token_nets.SIZE**-0.5)
+
+
+def test_of_heads_that_are_fewer_and_narrower_the_scale_stays(tmp_path):
+    model = token_nets.attention_operator(packed=True, keys=2)
+    graph, ctx = prune(model, tmp_path, attention="both")
+    node = next(n for n in graph.nodes if n.op_type == "Attention")
+    assert node.attributes["q_num_heads"].as_int() == 2
+    assert node.attributes["kv_num_heads"].as_int() == 1
+    assert node.attributes["scale"].as_float() == pytest.approx(token_nets.SIZE**-0.5)
+    assert produced(graph)[1:4] == [2 * 3, 3, 3]
+    assert any(note.startswith("15 of 30 channels that may go") for note in ctx.coverage.notes)
+
+
+def produced(graph) -> list[int]:
+    """How many channels each product with a weight makes."""
+    layers = (node.inputs[1] for node in graph.nodes if node.op_type == "MatMul")
+    return [value.const_value.shape[1] for value in layers if value.const_value is not None]
+
+
+def test_heads_and_their_width_together_keep_a_multiple(tmp_path):
+    """Of places in a head 4 are kept, as if one head was left: 2 heads of 3 would be 6 channels."""
+    model = token_nets.attention_separate()
+    graph, _ = prune(model, tmp_path, attention="both", round_to=4)
+    assert produced(graph)[1:4] == [2 * 4] * 3
+
+
+@pytest.mark.parametrize("choice", ["heads", "width", "both"])
+def test_a_choice_for_attention_without_any_is_noted(choice, tmp_path):
+    _, ctx = prune(image_nets.residual_chain(), tmp_path, attention=choice)
+    assert any(
+        f"attention = '{choice}' has no effect" in note and "heads" in note
+        for note in ctx.coverage.notes
+    )
+
+
+def test_nothing_is_noted_where_attention_is_left_to_the_step(tmp_path):
+    _, ctx = prune(image_nets.residual_chain(), tmp_path)
+    assert not any("attention" in note for note in ctx.coverage.notes)
 
 
 def test_a_scale_that_is_written_down_stays(tmp_path):

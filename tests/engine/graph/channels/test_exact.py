@@ -19,6 +19,7 @@ from workers.engine.graph.channels.plan import Plan, Removed
 STATISTICS = (
     "group_normalization",
     "group_normalization_as_exported",
+    "group_normalization_without_bias",
     "channels_first_layer_norm",
     "channel_attention_over_space",
     "layer_normalization",
@@ -88,6 +89,25 @@ ATTENTION = {
     **token_nets.ATTENTION,
     **{n: build for n, build in corner_nets.NETS.items() if "heads" in n or "attention" in n},
 }
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_attention_loses_heads_and_places_in_those_that_stay(name, tmp_path):
+    """Twice: what is left is told apart as it was, also where one head of keys is left."""
+    model = ATTENTION[name]()
+    graph = loaded(model, tmp_path)
+    sizes = shapes.example_shapes(graph, 1)
+    plan = channels.plan.make(graph, sizes, attention="both")
+    by_heads = [f for f in plan.families if len(f.classes) in (token_nets.HEADS, 2)]
+    by_width = [f for f in plan.families if f.is_beside]
+    assert by_heads
+    assert by_width
+    whole = {name for family in by_heads for name, _ in family.axes}
+    assert all(whole & {name for name, _ in family.axes} for family in by_width)
+    assert_exact(graph, plan, half(plan), nets.feeds(model, 3, seed=1), tmp_path)
+    plan = channels.plan.again(graph, sizes, plan)
+    assert [f.axes for f in plan.families if f.is_beside] == [f.axes for f in by_width]
+    assert_exact(graph, plan, half(plan, 1), nets.feeds(model, 3, seed=2), tmp_path)
 
 
 @pytest.mark.parametrize("choice", ["heads", "width"])

@@ -37,7 +37,7 @@ def test_any_image_network_is_pruned_right(tmp_path, blocks, seed):
     _check(random_nets.image_net(blocks), seed, tmp_path, {})
 
 
-@pytest.mark.parametrize("attention", ["heads", "width"])
+@pytest.mark.parametrize("attention", ["heads", "width", "both"])
 @settings(SETTINGS, max_examples=10)
 @given(drawn(random_nets.TOKEN_BLOCKS), st.integers(0, 99))
 def test_any_token_network_is_pruned_right(tmp_path, attention, blocks, seed):

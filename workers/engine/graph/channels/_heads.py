@@ -35,7 +35,7 @@ class Cut:
 
     node: str
     value: str
-    """What it makes."""
+    """What it makes; where it cuts for itself, each of what it reads and makes."""
     heads: int
     """Axis of what it makes; where it makes no such axis but cuts for itself, of [heads, width]."""
     width: int
@@ -70,7 +70,8 @@ class _Search:
         if not self._is_attention(step):
             return set(), []
         if step.operator.name == "Attention" and len(self.flow.shapes[step.inputs[0]]) == 3:
-            return {step.name}, [Cut(step.name, step.outputs[0], 0, 1)]
+            values = (*step.inputs[:3], step.outputs[0])
+            return {step.name}, [Cut(step.name, v, 0, 1) for v in values if v in self.makers]
         nodes, made = {step.name}, []
         for heads, widths in _axes(step, [self.flow.shapes[name] for name in step.inputs[:3]]):
             source, axis = self.source(heads)

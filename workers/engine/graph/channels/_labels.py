@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,12 @@ class Classes:
         """How many classes there are, pinned ones included."""
         return int(self.of.max()) + 1
 
+    def without(self, first: int, but: Container[int]) -> Classes:
+        """The same, and of the labels from `first` on, which stand by themselves, only these classes may go."""
+        later = np.unique(self.of[first:]).tolist()
+        held = {one: "it goes by another axis" for one in later if one not in but}
+        return Classes(self.of, held | self.reasons)
+
     def is_pinned(self) -> np.ndarray:
         """[classes] bool."""
         pinned = np.zeros(self.count, dtype=np.bool_)
@@ -38,6 +45,11 @@ class Labels:
         self._count = 1
         self._pairs: list[Tensor] = []
         self._pins: list[tuple[Tensor, str]] = []
+
+    @property
+    def count(self) -> int:
+        """How many there are, that of no channel included."""
+        return self._count
 
     def fresh(self, count: int) -> Tensor:
         """New labels. [count] int64."""

@@ -16,8 +16,6 @@ import onnx_ir as ir
 import torch
 
 from workers.engine.graph import edit, program, shapes, tensors
-from workers.engine.graph.channels import _shadow
-from workers.engine.graph.channels._shadow import Shadow
 from workers.engine.graph.channels.plan import Plan, Removed
 from workers.engine.graph.graph import Graph
 from workers.engine.graph.ops import Call
@@ -54,13 +52,14 @@ class Rehearsal(shapes.Ruler):
     """Runs a graph without some channels as if its numbers were right, and writes down which are wrong."""
 
     def __init__(self, values: program.Values, plan: Plan, removed: Removed) -> None:
-        for name, axes in plan.flow.book.axes.items():
-            values[name] = _sliced(values[name], {a: plan.kept(axes[a], removed) for a in axes})
+        for name, kept in plan.slices(removed).items():
+            values[name] = _sliced(values[name], kept)
         super().__init__(values)
         self.plan, self.removed = plan, removed
         self.attributes = counted(plan, removed)
         self.found: list[tuple[str, int, Wanted | None, Wanted]] = []
         """Node, operand, what it is told and what it must be told."""
+        self._left: dict[str, dict[int, np.ndarray]] = {}
         self.frozen: list[str] = []
         """Values computed from sizes that must stay as they were."""
         self._depth = 0
@@ -78,7 +77,7 @@ class Rehearsal(shapes.Ruler):
             results = super().apply(step, operands, call)
         finally:
             self._depth -= 1
-        if self._depth == 0 and step.operator.name == "Cast":
+        if self._depth == 0 and _makes_float(step, operands):
             results = self._frozen(step, results)
         return results
 
@@ -109,39 +108,41 @@ class Rehearsal(shapes.Ruler):
 
     def size(self, name: str, axis: int) -> int:
         """How long an axis of a value must be now."""
-        shadow = self._shadow(name)
-        if shadow.labels is None or axis != shadow.axis:
-            return shadow.shape[axis]
-        return int(self.plan.kept(shadow.labels, self.removed).sum())
+        return self.sizes(name)[axis]
 
     def sizes(self, name: str) -> Wanted:
         """The shape that a value must have now."""
-        return [self.size(name, axis) for axis in range(len(self._shadow(name).shape))]
+        left = self.left(name)
+        shape = self.plan.flow.shapes[name]
+        return [int(left[a].sum()) if a in left else size for a, size in enumerate(shape)]
 
-    def left(self, name: str) -> tuple[int, np.ndarray]:
-        """Along which axis a value loses channels, and which stay; -1 and nothing where it loses none."""
-        shadow = self._shadow(name)
-        if shadow.labels is None:
-            return -1, np.zeros(0, np.bool_)
-        kept = self.plan.kept(shadow.labels, self.removed)
-        return (-1, kept) if kept.all() else (shadow.axis, kept)
+    def left(self, name: str) -> dict[int, np.ndarray]:
+        """Which elements of a value stay, along the axes on which it loses some."""
+        if name not in self._left:
+            self._left[name] = self.plan.left(name, self.removed)
+        return self._left[name]
 
     def before(self, step: program.Step, slot: int) -> list[int]:
         """What an operand told the whole network."""
         return tensors.ints(self.plan.flow.reads[step.name][slot])
 
-    def _shadow(self, name: str) -> Shadow:
-        flow = self.plan.flow
-        return flow.book.shadows.get(name) or _shadow.blank(flow.shapes[name])
+
+def _makes_float(step: program.Step, operands: list[Any]) -> bool:
+    """Whether sizes may become numbers to compute with here."""
+    is_cast = step.operator.name in ("Cast", "CastLike")
+    return is_cast and not operands[0].is_floating_point()
 
 
 def counted(plan: Plan, removed: Removed) -> dict[str, dict[str, int | float]]:
     """Attributes that count channels or groups, or follow from them and must not, by node and name."""
+    kept: dict[tuple[str, str], np.ndarray] = {}
+    for count in (c for book in plan.books for c in book.counts):
+        key = count.node, count.attribute
+        kept[key] = kept.get(key, np.True_) & plan.kept(count.labels, removed)
     found: dict[str, dict[str, int | float]] = {}
-    for count in plan.flow.book.counts:
-        left = int(plan.kept(count.labels, removed).sum())
-        found.setdefault(count.node, {})[count.attribute] = left
-    for fixed in plan.flow.book.fixed:
+    for (node, attribute), stays in kept.items():
+        found.setdefault(node, {})[attribute] = int(stays.sum())
+    for fixed in (f for book in plan.books for f in book.fixed):
         if not plan.kept(fixed.labels, removed).all():
             found.setdefault(fixed.node, {})[fixed.attribute] = fixed.value
     return found
@@ -176,37 +177,33 @@ def _expand(run: Rehearsal, step: program.Step, operands: list[Any]) -> dict[int
 
 
 def _slice(run: Rehearsal, step: program.Step, operands: list[Any]) -> dict[int, Wanted]:
-    """Bounds on the axis of channels count those that are kept before them."""
-    axis, kept = run.left(step.inputs[0])
-    if axis < 0:
-        return {}
+    """Bounds on an axis of channels count those that are kept before them."""
     rank = len(run.plan.flow.shapes[step.inputs[0]])
     starts, ends = run.before(step, 1), run.before(step, 2)
     has_axes = len(operands) > 3 and operands[3] is not None
-    axes = tensors.ints(operands[3]) if has_axes else list(range(len(starts)))
-    if axis not in [a % rank for a in axes]:
-        return {}
-    at = [a % rank for a in axes].index(axis)
-    bounds = slice(starts[at], ends[at]).indices(kept.size)
+    axes = [a % rank for a in (tensors.ints(operands[3]) if has_axes else range(len(starts)))]
     now = [tensors.ints(operands[1]), tensors.ints(operands[2])]
-    for bound, told in zip(bounds, now, strict=False):
-        told[at] = int(kept[:bound].sum())
+    for axis, kept in run.left(step.inputs[0]).items():
+        if axis in axes:
+            at = axes.index(axis)
+            bounds = slice(starts[at], ends[at]).indices(kept.size)
+            for bound, told in zip(bounds, now, strict=False):
+                told[at] = int(kept[:bound].sum())
     return {1: now[0], 2: now[1]}
 
 
 def _split(run: Rehearsal, step: program.Step, operands: list[Any]) -> dict[int, Wanted]:
-    axis, _ = run.left(step.inputs[0])
     along = step.attributes.get("axis", 0) % len(run.plan.flow.shapes[step.inputs[0]])
-    if axis != along:
+    if along not in run.left(step.inputs[0]):
         return {}
-    return {1: [run.size(name, axis) if name else 0 for name in step.outputs]}
+    return {1: [run.size(name, along) if name else 0 for name in step.outputs]}
 
 
 def _gather(run: Rehearsal, step: program.Step, operands: list[Any]) -> dict[int, Wanted]:
     """Places among the channels that are kept."""
-    axis, kept = run.left(step.inputs[0])
     along = step.attributes.get("axis", 0) % len(run.plan.flow.shapes[step.inputs[0]])
-    if axis != along:
+    kept = run.left(step.inputs[0]).get(along)
+    if kept is None:
         return {}
     places = np.cumsum(kept) - 1
     known = run.plan.flow.book.graph.initializers[step.inputs[1]].const_value
@@ -215,17 +212,17 @@ def _gather(run: Rehearsal, step: program.Step, operands: list[Any]) -> dict[int
 
 
 def _resize(run: Rehearsal, step: program.Step, operands: list[Any]) -> dict[int, Wanted]:
-    axis, _ = run.left(step.inputs[0])
-    if axis < 0 or len(operands) < 4 or operands[3] is None or "axes" in step.attributes:
+    left = run.left(step.inputs[0])
+    if not left or len(operands) < 4 or operands[3] is None or "axes" in step.attributes:
         return {}
     told = tensors.ints(operands[3])
-    told[axis] = run.size(step.outputs[0], axis)
+    for axis in left:
+        told[axis] = run.size(step.outputs[0], axis)
     return {3: told}
 
 
 def _filled(run: Rehearsal, step: program.Step, operands: list[Any]) -> dict[int, Wanted]:
-    axis, _ = run.left(step.outputs[0])
-    return {} if axis < 0 else {0: run.sizes(step.outputs[0])}
+    return {0: run.sizes(step.outputs[0])} if run.left(step.outputs[0]) else {}
 
 
 _WANTED: dict[str, Callable[[Rehearsal, program.Step, list[Any]], dict[int, Wanted]]] = {

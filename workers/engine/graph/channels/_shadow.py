@@ -55,12 +55,13 @@ def lined(shape: tuple[int, ...], axis: int, labels: Tensor) -> Shadow:
 def close(full: Tensor, labels: Labels, kept: int = -1) -> Shadow:
     """The shadow of a value whose elements have these labels, unified until they vary along one axis at most.
 
-    Of several axes `kept` is, if it is one of them, and else that which leaves the most classes.
+    Of several axes `kept` is, if it is one of them, and else that which leaves the most classes. Where one element is left along
+    `kept`, it stays.
     """
     shape = tuple(full.shape)
     small = _compressed(full)
     axes = [axis for axis, size in enumerate(small.shape) if size > 1]
-    if not axes:
+    if not axes or (kept >= 0 and shape[kept] == 1):
         labels.pin(small.reshape(-1), SINGLE)
         return blank(shape)
     if kept in axes:

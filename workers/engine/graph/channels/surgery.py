@@ -65,10 +65,9 @@ def cost(graph: Graph, plan: Plan, removed: Removed, input_shapes: shapes.Shapes
 
 
 def _slice_weights(graph: Graph, plan: Plan, removed: Removed) -> None:
-    for name, axes in plan.flow.book.axes.items():
+    for name, slices in plan.slices(removed).items():
         array = graph.weight(name)
-        for axis, labels in axes.items():
-            kept = plan.kept(labels, removed)
+        for axis, kept in slices.items():
             if not kept.all():
                 array = np.compress(kept, array, axis=axis)
         if array.shape != graph.weight(name).shape:

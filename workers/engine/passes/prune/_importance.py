@@ -75,7 +75,7 @@ def _checked(found: Scores, what: str) -> Scores:
 def _summed(plan: Plan, elements: Mapping[str, npt.NDArray[np.floating]]) -> Scores:
     """Sums the elements of each weight over every slice of a class."""
     total: Scores = np.zeros(plan.classes.count)
-    for (name, axis), touched in plan.axes.items():
+    for name, axis, touched in plan.touched:
         if name in elements:
             array = elements[name]
             others = tuple(a for a in range(array.ndim) if a != axis)

@@ -10,8 +10,7 @@ from modelpress.spec.prune import PruneChannels
 from workers.engine.context import Context
 from workers.engine.errors import NothingChanged
 from workers.engine.graph import Graph, match
-from workers.engine.graph.channels.plan import Family, Plan
-from workers.engine.passes.prune._selection import Axes
+from workers.engine.graph.channels.plan import Family, Key, Plan
 
 _EXCLUDED = "excluded by the recipe"
 _LISTED = 5
@@ -38,24 +37,24 @@ def free(graph: Graph, plan: Plan, step: PruneChannels) -> list[Family]:
     ]
 
 
-def overridden(graph: Graph, families: Sequence[Family], step: PruneChannels) -> dict[Axes, float]:
+def overridden(graph: Graph, families: Sequence[Family], step: PruneChannels) -> dict[Key, float]:
     """The fraction of each family that has its own: a pattern names a layer or weight whose outputs its channels are.
 
     Raises:
         NothingChanged: an override is the first match of no family.
     """
-    own: dict[Axes, float] = {}
+    own: dict[Key, float] = {}
     inputs = {(layer.weight, layer.in_axis) for layer in match.layers(graph)}
-    names = {family.axes: list(_names(graph, family, inputs)) for family in families}
+    names = {family.key: list(_names(graph, family, inputs)) for family in families}
     for override in step.overrides:
         matched = {
-            axes
-            for axes, known in names.items()
+            key
+            for key, known in names.items()
             if any(fnmatchcase(name, override.layers) for name in known)
         }
         if not matched - set(own):
             raise NothingChanged(_without_effect(override.layers, bool(matched), names))
-        own.update({axes: override.fraction for axes in matched if axes not in own})
+        own.update({key: override.fraction for key in matched if key not in own})
     return own
 
 
@@ -110,7 +109,7 @@ def cover(
     graph: Graph,
     before: Before,
     found: Mapping[str, str],
-    totals: Mapping[Axes, int],
+    totals: Mapping[Key, int],
     left: Plan,
     ctx: Context,
 ) -> None:
@@ -129,9 +128,22 @@ def cover(
     _note_channels(totals, left, ctx)
 
 
-def _note_channels(totals: Mapping[Axes, int], left: Plan, ctx: Context) -> None:
+def _note_channels(totals: Mapping[Key, int], left: Plan, ctx: Context) -> None:
     whole, now = sum(totals.values()), sum(len(f.classes) for f in left.families)
     ctx.note(f"{whole - now:,} of {whole:,} channels that may go are gone ({1 - now / whole:.1%})")
+
+
+def note_attention(plan: Plan, step: PruneChannels, ctx: Context) -> None:
+    """Says where what was chosen for attention has no effect."""
+    if step.attention == "auto":
+        return
+    if not plan.cuts:
+        ctx.note(f"attention = '{step.attention}' has no effect: nothing cuts channels into heads")
+        return
+    held = plan.held(("heads", "width") if step.attention == "both" else (step.attention,))
+    for choice in dict.fromkeys(choice for choice, _ in held):
+        listed = [f"{node} ({why})" for (known, node), why in held.items() if known == choice]
+        ctx.note(f"attention: no {choice} can go at {_joined(listed)}")
 
 
 def note_statistics(plan: Plan, left: Plan, ctx: Context) -> None:
@@ -177,7 +189,7 @@ def _reason(plan: Plan, name: str) -> str:
     return "" if "" in found else next(iter(found), "nothing that is known reads it")
 
 
-def _without_effect(pattern: str, is_later: bool, names: Mapping[Axes, list[str]]) -> str:
+def _without_effect(pattern: str, is_later: bool, names: Mapping[Key, list[str]]) -> str:
     if is_later:
         return f"override '{pattern}' has no effect: earlier overrides match all its layers already"
     known = [f"'{names_of[0]}'" for names_of in names.values() if names_of]

@@ -11,11 +11,8 @@ import numpy.typing as npt
 
 from modelpress.spec.prune import PruneChannels
 from workers.engine.graph import Graph
-from workers.engine.graph.channels.plan import Family, Plan, Removed
+from workers.engine.graph.channels.plan import Family, Key, Plan, Removed
 from workers.engine.passes.prune._importance import Scores
-
-Axes = tuple[tuple[str, int], ...]
-"""Weights and axes that a family touches: what it is known by from round to round."""
 
 Classes = npt.NDArray[np.int64]
 """Numbers of classes."""
@@ -60,12 +57,12 @@ class Candidates:
             removed[lowest[: _allowed(member.family, len(lowest), self.step)]] = True
         return self.plan.spare(removed, self.scores, self.step.min_channels)
 
-    def blocks(self, removed: Removed) -> list[tuple[Axes, Classes]]:
+    def blocks(self, removed: Removed) -> list[tuple[Key, Classes]]:
         """What goes, in blocks that can come back one by one: the worthiest first. Own fractions are not to be changed.
 
         A layer comes back block by block, each of as many classes as round_to allows.
         """
-        found: list[tuple[float, Axes, Classes]] = []
+        found: list[tuple[float, Key, Classes]] = []
         for member in self.members:
             classes = self._ranked(member)[::-1]
             gone, unit = classes[removed[classes]], _unit(member.family, self.step)
@@ -74,8 +71,8 @@ class Candidates:
                 for start in range(0, len(gone), unit):
                     block = gone[start : start + unit]
                     worth = float(self.scores[block].mean()) / mean
-                    found.append((worth, member.family.axes, block))
-        return [(axes, block) for _, axes, block in sorted(found, key=lambda b: -b[0])]
+                    found.append((worth, member.family.key, block))
+        return [(key, block) for _, key, block in sorted(found, key=lambda b: -b[0])]
 
     def _lowest(self, fraction: float) -> Iterator[tuple[Member, Classes]]:
         """Each layer's classes that are among the lowest of those it is ranked with, lowest first."""
@@ -107,19 +104,16 @@ class Candidates:
         return classes[np.lexsort((self.ties[classes], self.scores[classes]))]
 
 
-def totals(plan: Plan) -> dict[Axes, int]:
+def totals(plan: Plan) -> dict[Key, int]:
     """How many classes each family has."""
-    return {family.axes: len(family.classes) for family in plan.families}
+    return {family.key: len(family.classes) for family in plan.families}
 
 
 def members(
-    families: Sequence[Family], before: Mapping[Axes, int], own: Mapping[Axes, float]
+    families: Sequence[Family], before: Mapping[Key, int], own: Mapping[Key, float]
 ) -> list[Member]:
-    """The families with what they had before the first round."""
-    return [
-        Member(family, before.get(family.axes, len(family.classes)), own.get(family.axes))
-        for family in families
-    ]
+    """The families with what they had before the first round; one that was another then has lost nothing."""
+    return [Member(f, max(before.get(f.key, 0), len(f.classes)), own.get(f.key)) for f in families]
 
 
 def _count(fraction: float, total: int) -> int:

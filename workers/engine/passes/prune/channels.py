@@ -22,9 +22,9 @@ from modelpress.spec.prune import PruneChannels
 from workers.engine.context import Context
 from workers.engine.errors import NothingChanged
 from workers.engine.graph import Graph, channels, execute, shapes
-from workers.engine.graph.channels.plan import Plan
+from workers.engine.graph.channels.plan import Key, Plan
 from workers.engine.graph.channels.surgery import Cost
-from workers.engine.passes import _lookahead, _weights
+from workers.engine.passes import _constants, _lookahead, _weights
 from workers.engine.passes.prune import (
     _controls,
     _goal,
@@ -37,7 +37,7 @@ from workers.engine.passes.prune import (
 from workers.engine.passes.prune._clock import Clock
 from workers.engine.passes.prune._goal import Goal
 from workers.engine.passes.prune._recovery import Round
-from workers.engine.passes.prune._selection import Axes, Candidates
+from workers.engine.passes.prune._selection import Candidates
 
 _SPARSE_SHARE = 0.5
 """Of the progress of a round, where there is sparse training."""
@@ -52,7 +52,7 @@ class _Work:
     ctx: Context
     shapes: Mapping[str, tuple[int, ...]]
     """Of the inputs."""
-    totals: Mapping[Axes, int]
+    totals: Mapping[Key, int]
     """Classes of each family before the first round."""
     goal: Goal
 
@@ -69,9 +69,11 @@ def apply(graph: Graph, step: PruneChannels, ctx: Context) -> Graph:
     ctx, for_controls = _controls.shared(step, ctx)
     _weights.turn(graph)
     input_shapes = _input_shapes(graph, ctx)
+    _settle(graph, input_shapes, ctx)
     before = _layers.Before.of(graph)
     plan = _plan(graph, step, input_shapes)
     reasons = _layers.reasons(graph, plan, step)
+    _layers.note_attention(plan, step, ctx)
     goal = _open(graph, plan, step, input_shapes, ctx)
     work = _Work(graph, step, ctx, input_shapes, _selection.totals(plan), goal)
     try:
@@ -91,10 +93,21 @@ def survey(graph: Graph, ctx: Context) -> None:
     """Lists which channels could go, and why others stay. Raises as `apply`, or Undetermined."""
     step = PruneChannels(fraction=0.5)
     _weights.turn(graph)
-    plan = channels.plan.make(graph, _lookahead.input_shapes(graph))
+    input_shapes = _lookahead.input_shapes(graph)
+    _settle(graph, input_shapes, ctx)
+    plan = channels.plan.make(graph, input_shapes)
     _layers.foresee(graph, plan, step, ctx)
     if not _layers.free(graph, plan, step):
         raise NothingChanged(_layers.no_channels(graph, plan, step))
+
+
+def _settle(graph: Graph, input_shapes: shapes.Shapes, ctx: Context) -> None:
+    settled = _constants.settle_weights(graph, input_shapes)
+    if settled:
+        ctx.note(
+            f"weights of {len(settled)} layers, which were computed from others at each run, were computed once, so that their channels "
+            "can go; training changes them as they are"
+        )
 
 
 def _input_shapes(graph: Graph, ctx: Context) -> dict[str, tuple[int, ...]]:
