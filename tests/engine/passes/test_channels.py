@@ -10,10 +10,12 @@ import pytest
 from modelpress.spec.prune import PruneChannels
 from modelpress.spec.step import FineTune
 from tests.engine import jobs, nets
+from tests.engine.graph.channels import corner_nets
 from tests.engine.nets import Builder
 from workers.engine import formats, passes
 from workers.engine.errors import BadModel, NothingChanged, Unsupported
 from workers.engine.graph import channels, execute, shapes
+from workers.engine.passes import _settle
 from workers.engine.passes.prune._clock import Clock
 
 BRIEF = FineTune(epochs=1, batch_size=16)
@@ -59,6 +61,42 @@ def answers(graph, model, tmp_path):
     formats.save(graph, tmp_path / "answers.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "answers.onnx")
     return session.run(["logits"], nets.feeds(model, 5, seed=3))[0]
+
+
+def test_filters_that_are_computed_from_weights_are_computed_once(tmp_path):
+    model, graph = load(corner_nets.standardized_weights(), tmp_path)
+    wanted = answers(graph, model, tmp_path)
+    assert _settle.weights(graph, shapes.example_shapes(graph)) == ["Conv_18"]
+    np.testing.assert_allclose(answers(graph, model, tmp_path), wanted, atol=1e-5)
+    pruned, ctx = prune(corner_nets.standardized_weights(), tmp_path, fraction=0.5)
+    assert sorted(w.shape for w in pruned.parameters().values() if w.ndim == 4) == [
+        (3, 2, 3, 3),
+        (4, 3, 3, 3),
+    ]
+    assert any("computed once" in note for note in ctx.coverage.notes)
+
+
+def test_gates_that_are_reordered_at_each_run_are_reordered_once(tmp_path):
+    model, graph = load(corner_nets.lstm_of_reordered_gates(), tmp_path)
+    wanted = answers(graph, model, tmp_path)
+    assert len(_settle.weights(graph, shapes.example_shapes(graph))) == 1
+    np.testing.assert_allclose(answers(graph, model, tmp_path), wanted, atol=1e-5)
+    pruned, _ = prune(corner_nets.lstm_of_reordered_gates(), tmp_path, fraction=0.5)
+    assert sorted(w.shape for w in pruned.parameters().values() if w.ndim == 3) == [
+        (1, 12, 3),
+        (1, 12, 8),
+    ]
+
+
+def test_a_product_of_two_factors_stays_one(tmp_path):
+    b = Builder(0)
+    w = b.op("MatMul", b.random("down", 16, 2), b.random("up", 2, 16))
+    x = b.op("MatMul", b.op("Flatten", b.op("GlobalAveragePool", b.conv("image", 2, 16))), w)
+    _, graph = load(
+        b.model([("image", 1, ("batch", 2, 8, 8))], b.gemm(x, 16, nets.CLASSES)), tmp_path
+    )
+    assert _settle.weights(graph, shapes.example_shapes(graph)) == []
+    assert [node.op_type for node in graph.nodes].count("MatMul") == 2
 
 
 OPTIONS = {

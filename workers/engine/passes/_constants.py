@@ -25,10 +25,10 @@ def fold(graph: Graph, input_shapes: Mapping[str, Sequence[int]]) -> None:
     names = [v.name or "" for v in _wanted(graph)]
     if not names:
         return
-    values = _values(graph, input_shapes, names)
+    known = values(graph, input_shapes, names)
     for node in graph.nodes:
         for value in node.outputs:
-            found = values.get(value.name or "")
+            found = known.get(value.name or "")
             if isinstance(found, torch.Tensor) and found.numel() <= MAX_ELEMENTS:
                 stored = graph.add_weight(f"{value.name}_folded", tensors.to_numpy(found))
                 edit.replace_uses(value, stored)
@@ -37,7 +37,7 @@ def fold(graph: Graph, input_shapes: Mapping[str, Sequence[int]]) -> None:
 
 def _wanted(graph: Graph) -> list[ir.Value]:
     """Constant values that a node reads which is not constant itself."""
-    constant = _constant_nodes(graph)
+    constant = nodes(graph)
     return [
         value
         for node in constant
@@ -46,15 +46,16 @@ def _wanted(graph: Graph) -> list[ir.Value]:
     ]
 
 
-def _constant_nodes(graph: Graph) -> dict[ir.Node, None]:
+def nodes(graph: Graph) -> dict[ir.Node, None]:
+    """Those whose results depend on no input, in their order."""
     known = set(graph.initializers.values())
-    nodes: dict[ir.Node, None] = {}
+    found: dict[ir.Node, None] = {}
     for node in graph.nodes:
         operands = node.inputs[:1] if node.op_type in _LIKE else node.inputs
         if all(v is None or v in known for v in operands) and not _is_special(node):
-            nodes[node] = None
+            found[node] = None
             known.update(node.outputs)
-    return nodes
+    return found
 
 
 def _is_special(node: ir.Node) -> bool:
@@ -62,9 +63,10 @@ def _is_special(node: ir.Node) -> bool:
     return has_subgraph or node.op_type in _RANDOM
 
 
-def _values(
+def values(
     graph: Graph, input_shapes: Mapping[str, Sequence[int]], names: Sequence[str]
 ) -> dict[str, torch.Tensor]:
+    """Values of these names, which depend on no input."""
     module = execute.as_module(graph).eval()
     inputs = [
         torch.zeros(

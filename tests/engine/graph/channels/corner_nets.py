@@ -274,6 +274,33 @@ def standardized_weights() -> onnx.ModelProto:
     return image_nets.classified(b, b.op("Relu", x), 8)
 
 
+def lstm_of_reordered_gates() -> onnx.ModelProto:
+    """Torch's order of gates is brought into ONNX's at each run."""
+    b = Builder(0)
+    weights = []
+    for inputs in (8, 6):
+        w = b.random("weight", 4 * 6, inputs)
+        gates = [b.op("Slice", w, b.ints(6 * g), b.ints(6 * g + 6)) for g in (0, 3, 1, 2)]
+        weights.append(b.op("Unsqueeze", b.op("Concat", *gates, axis=0), b.ints(0)))
+    x = b.op("Transpose", "x", perm=[1, 0, 2])
+    states = b.op("Squeeze", b.op("LSTM", x, *weights, hidden_size=6), b.ints(1))
+    return token_nets.classified(b, b.op("Transpose", states, perm=[1, 0, 2]), 6)
+
+
+def group_normalization_without_bias() -> onnx.ModelProto:
+    """As torch exports one group: its bias is 0 as often as there are channels."""
+    b = Builder(0)
+    x = b.conv("image", 2, 6)
+    one, none = (
+        b.constant(name, np.full(1, v, np.float32)) for name, v in (("one", 1), ("none", 0))
+    )
+    y = b.op("InstanceNormalization", b.op("Reshape", x, b.ints(0, 1, -1)), one, none)
+    y = b.op("Reshape", y, b.op("Shape", x))
+    bias = b.op("Expand", none, b.op("Shape", x, start=1, end=2))
+    y = b.op("Mul", y, b.op("Unsqueeze", b.random("gain", 6, fan_in=1), b.ints(1, 2)))
+    return image_nets.classified(b, b.op("Add", y, b.op("Unsqueeze", bias, b.ints(1, 2))), 6)
+
+
 NETS: dict[str, Callable[[], onnx.ModelProto]] = {
     build.__name__: build
     for build in (
@@ -298,5 +325,6 @@ NETS: dict[str, Callable[[], onnx.ModelProto]] = {
         gates_of_weights,
         positions_by_a_layer,
         scale_from_the_shape,
+        group_normalization_without_bias,
     )
 }

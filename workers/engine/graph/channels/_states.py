@@ -1,6 +1,8 @@
-"""Rules of values that are one number all over: states that recurrent layers begin with are as wide as these are."""
+"""Rules of values that are one number all over: states of recurrent layers, and scales and biases that a layer does not have."""
 
 from __future__ import annotations
+
+import math
 
 import onnx_ir as ir
 
@@ -14,15 +16,17 @@ _PARTS = frozenset(("Slice", "Split", "Gather", "Squeeze", "Unsqueeze", "Identit
 
 
 def expand(node: Node) -> list[Shadow]:
-    """[1, 1, 1] -> [directions, N, H]."""
-    if node.shadow(0).labels is None and len(node.shape(0)) and node.shape(0)[-1] == 1:
+    """[1, 1, 1] -> [directions, N, H], or one number -> [C]."""
+    if node.shadow(0).labels is None and math.prod(node.shape(0)) == 1:
         return filled(node)
     return _movement.movement(node)
 
 
 def filled(node: Node) -> list[Shadow]:
-    """ConstantOfShape. What is read as states alone has channels along its last axis; anything else has none."""
+    """ConstantOfShape. A row has channels, what is read as states alone has them along its last axis; anything else has none."""
     shape = tuple(node.results[0].shape)
+    if len(shape) == 1 and shape[0] > 1:
+        return [_shadow.lined(shape, 0, node.book.labels.fresh(shape[0]))]
     if len(shape) != 3 or shape[-1] <= 1 or not _are_states(_output(node)):
         return node.blanks()
     return [_shadow.lined(shape, 2, node.book.labels.fresh(shape[-1]))]

@@ -85,6 +85,8 @@ def _unroll(
 ) -> tuple[Tensor, ...]:
     """All outputs, then the last states: [T, D, N, H] and [D, N, H], batch first with layout 1."""
     x = x.transpose(0, 1) if layout else x
+    if x.is_meta:
+        return _unrolled_shapes(x, len(cells), hidden, len(initial), layout)
     zeros = x.new_zeros(x.shape[1], hidden)
     outputs, finals = [], []
     for at, cell in enumerate(cells):
@@ -98,6 +100,17 @@ def _unroll(
     if layout:
         y, states = y.permute(2, 0, 1, 3), [state.transpose(0, 1) for state in states]
     return (y, *states)
+
+
+def _unrolled_shapes(
+    x: Tensor, directions: int, hidden: int, states: int, layout: int
+) -> tuple[Tensor, ...]:
+    """What `_unroll` answers without elements, at once however long the sequence is."""
+    y = x.new_empty(x.shape[0], directions, x.shape[1], hidden)
+    last = [x.new_empty(directions, x.shape[1], hidden) for _ in range(states)]
+    if layout:
+        return (y.permute(2, 0, 1, 3), *(state.transpose(0, 1) for state in last))
+    return (y, *last)
 
 
 def _first(given: Tensor | None, at: int, layout: int, zeros: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from workers.engine.errors import NothingChanged
 from workers.engine.graph import Graph, channels, execute, shapes
 from workers.engine.graph.channels.plan import Key, Plan
 from workers.engine.graph.channels.surgery import Cost
-from workers.engine.passes import _constants, _lookahead, _weights
+from workers.engine.passes import _lookahead, _settle, _weights
 from workers.engine.passes.prune import (
     _controls,
     _goal,
@@ -69,7 +69,7 @@ def apply(graph: Graph, step: PruneChannels, ctx: Context) -> Graph:
     ctx, for_controls = _controls.shared(step, ctx)
     _weights.turn(graph)
     input_shapes = _input_shapes(graph, ctx)
-    _settle(graph, input_shapes, ctx)
+    _settle_weights(graph, input_shapes, ctx)
     before = _layers.Before.of(graph)
     plan = _plan(graph, step, input_shapes)
     reasons = _layers.reasons(graph, plan, step)
@@ -94,15 +94,15 @@ def survey(graph: Graph, ctx: Context) -> None:
     step = PruneChannels(fraction=0.5)
     _weights.turn(graph)
     input_shapes = _lookahead.input_shapes(graph)
-    _settle(graph, input_shapes, ctx)
+    _settle_weights(graph, input_shapes, ctx)
     plan = channels.plan.make(graph, input_shapes)
     _layers.foresee(graph, plan, step, ctx)
     if not _layers.free(graph, plan, step):
         raise NothingChanged(_layers.no_channels(graph, plan, step))
 
 
-def _settle(graph: Graph, input_shapes: shapes.Shapes, ctx: Context) -> None:
-    settled = _constants.settle_weights(graph, input_shapes)
+def _settle_weights(graph: Graph, input_shapes: shapes.Shapes, ctx: Context) -> None:
+    settled = _settle.weights(graph, input_shapes)
     if settled:
         ctx.note(
             f"weights of {len(settled)} layers, which were computed from others at each run, were computed once, so that their channels "
