@@ -1,4 +1,4 @@
-"""Models and datasets, made of uploads and looked into by a worker before any job may use them; and what jobs made."""
+"""Models and datasets, made of uploads and looked into by a worker before any job may use them; jobs as lists, and what they made."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from app import errors, ids, uploads
 from app.claims import StoredFile
 from app.tables import Artifact, Dataset, Job, Model
 from modelpress.spec.inspection import DatasetInspection, ModelInspection
-from modelpress.spec.state import Failure
+from modelpress.spec.state import Failure, JobState
 
 Entry = TypeVar("Entry", Model, Dataset)
 
@@ -169,6 +169,31 @@ def page(
     if state is not None:
         found = found.where(kind.state == state)
     return session.scalars(found.order_by(kind.id.desc()).limit(limit)).all()
+
+
+def jobs(
+    session: Session,
+    project_id: str,
+    *,
+    cursor: str = "",
+    limit: int = 50,
+    kind: str = "compress",
+    state: JobState | None = None,
+    model: str = "",
+) -> Sequence[Job]:
+    """A project's jobs of a kind, the newest first, without reports; with `cursor`, those after the job of that id."""
+    found = (
+        select(Job)
+        .options(defer(Job.report, raiseload=True))
+        .where(Job.project_id == project_id, Job.kind == kind)
+    )
+    if cursor:
+        found = found.where(Job.id < cursor)
+    if state is not None:
+        found = found.where(Job.state == state)
+    if model:
+        found = found.where(Job.model_id == model)
+    return session.scalars(found.order_by(Job.id.desc()).limit(limit)).all()
 
 
 def artifacts(session: Session, job: Job) -> Sequence[Artifact]:

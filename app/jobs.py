@@ -20,7 +20,7 @@ from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import ColumnElement, func, select, update
-from sqlalchemy.orm import Session, defer
+from sqlalchemy.orm import Session
 
 from app import broker, catalogue, claims, db, errors, events, failures, settings
 from app.accounts import Principal
@@ -271,31 +271,6 @@ def get(session: Session, principal: Principal, job_id: str, *, lock: bool = Fal
     if job is None:
         raise errors.NotFound(f"there is no job {job_id[:64]!r}")
     return job
-
-
-def page(
-    session: Session,
-    principal: Principal,
-    *,
-    cursor: str = "",
-    limit: int = 50,
-    kind: str = "compress",
-    state: JobState | None = None,
-    model: str = "",
-) -> Sequence[Job]:
-    """The project's jobs of a kind, the newest first, without reports; with `cursor`, those after the job of that id."""
-    found = (
-        select(Job)
-        .options(defer(Job.report, raiseload=True))
-        .where(Job.project_id == principal.project_id, Job.kind == kind)
-    )
-    if cursor:
-        found = found.where(Job.id < cursor)
-    if state is not None:
-        found = found.where(Job.state == state)
-    if model:
-        found = found.where(Job.model_id == model)
-    return session.scalars(found.order_by(Job.id.desc()).limit(limit)).all()
 
 
 def attempts(session: Session, job: Job) -> Sequence[Attempt]:

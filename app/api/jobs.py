@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from fastapi import APIRouter, Header, Path, Query, Response
 from pydantic import BaseModel, Field
 
-from app import claims, errors, jobs, submissions
+from app import catalogue, claims, errors, jobs, submissions
 from app.api.deps import Db, Me
 from app.tables import Attempt, Job
 from modelpress.spec.constraint import Constraint
@@ -219,8 +219,14 @@ def list_jobs(
     model: Annotated[str, Query(max_length=64, description="Only jobs of this model.")] = "",
 ) -> JobPage:
     """The project's jobs, newest first."""
-    found = jobs.page(
-        session, me, cursor=cursor, limit=limit + 1, kind=kind, state=state, model=model
+    found = catalogue.jobs(
+        session,
+        me.project_id,
+        cursor=cursor,
+        limit=limit + 1,
+        kind=kind,
+        state=state,
+        model=model,
     )
     shown = found[:limit]
     return JobPage(

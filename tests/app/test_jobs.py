@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from app import db, errors, events, jobs, sweeper
+from app import catalogue, db, errors, events, jobs, sweeper
 from app.accounts import Principal
 from app.claims import Beat, Claim, StoredFile
 from app.tables import Artifact, Dataset, Job, Model
@@ -453,7 +453,7 @@ def test_job_of_another_project_is_not_found(me: Principal) -> None:
         for act in (jobs.get, jobs.cancel):
             with pytest.raises(errors.NotFound):
                 act(session, stranger, job_id)
-        assert jobs.page(session, stranger) == []
+        assert catalogue.jobs(session, stranger.project_id) == []
 
 
 def test_jobs_come_in_pages_and_filtered(me: Principal) -> None:
@@ -465,7 +465,7 @@ def test_jobs_come_in_pages_and_filtered(me: Principal) -> None:
 
     def found(**filters: object) -> list[str]:
         with db.transaction() as session:
-            return [job.id for job in jobs.page(session, me, **filters)]
+            return [job.id for job in catalogue.jobs(session, me.project_id, **filters)]
 
     assert found(limit=2) == newest_first[:2]
     assert found(cursor=newest_first[1]) == newest_first[2:]
