@@ -6,13 +6,10 @@ import argparse
 import fcntl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
 
 import migrations
@@ -57,18 +54,7 @@ def new(engine: Engine, deed: str) -> None:
         command.revision(_config(connection), deed, autogenerate=True, rev_id=revision)
 
 
-def is_current(connection: Connection) -> bool:
-    """Whether the database has the newest tables."""
-    return MigrationContext.configure(connection).get_current_revision() == newest()
-
-
-@cache
-def newest() -> str | None:
-    """The revision that `upgrade` ends at."""
-    return ScriptDirectory.from_config(_config(None)).get_current_head()
-
-
-def _config(connection: Connection | None) -> Config:
+def _config(connection: Connection) -> Config:
     config = Config()
     config.set_main_option("script_location", str(Path(migrations.__file__).parent))
     config.set_main_option("file_template", "%%(rev)s")

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy.exc import SQLAlchemyError
 
 import modelpress
-from app import broker, db, errors, metrics, migrate, storage
+from app import broker, db, errors, metrics, schema, storage
 
 router = APIRouter(tags=["health"])
 
@@ -61,7 +61,7 @@ def ready(response: Response) -> Ready:
 def _database_is_ready() -> bool:
     try:
         with db.engine().connect() as connection:
-            return migrate.is_current(connection)
+            return schema.is_current(connection)
     except SQLAlchemyError:
         return False
 
