@@ -17,6 +17,7 @@ from modelpress.spec.quantize import (
     QuantizeCluster,
     QuantizeFloat16,
     QuantizeInt8,
+    QuantizeQat,
 )
 from modelpress.spec.step import Step
 
@@ -28,6 +29,7 @@ AnyStep = Annotated[
     | PruneLottery
     | PruneSupermask
     | QuantizeInt8
+    | QuantizeQat
     | QuantizeBits
     | QuantizeFloat16
     | QuantizeCluster

@@ -78,6 +78,7 @@ VARIANTS: dict[str, Step] = {
         samples=32, target="tensorrt", calibration="entropy"
     ),
     "quantize.int8/mobile": STEPS["quantize.int8"](samples=32, target="mobile"),
+    "quantize.qat": STEPS["quantize.qat"](samples=32, training={"epochs": 1, "batch_size": 24}),
     "quantize.binary": STEPS["quantize.binary"](
         float_ends=False, training={"epochs": 1, "batch_size": 16}
     ),

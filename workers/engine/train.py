@@ -66,11 +66,11 @@ def fit(
     optimizer that remembers nothing; `skip` is less than all steps, and the losses are those of what follows.
 
     Raises:
-        BadData: no labels, or one that is no class.
+        BadData: no labels where the loss is null, or one that is no class.
         Diverged: the loss or a weight is NaN or infinite, or the last loss is far worse than the first and than chance.
         Unsupported: the loss is null and the model is no classifier.
     """
-    if dataset.labels is None:
+    if dataset.labels is None and loss is None:
         raise BadData(
             f"{label} needs labels, but the dataset has none", hint="add an array 'labels'"
         )
@@ -150,8 +150,8 @@ class _Run:
 
     def check_learned(self, last: float) -> None:
         """Raises Diverged where the mean loss of the last epoch says that the weights are worth nothing, finite as they are."""
-        assert self.dataset.labels is not None
-        chance = math.log(max(2, int(self.dataset.labels.max()) + 1))
+        labels = self.dataset.labels
+        chance = math.log(max(2, 0 if labels is None else int(labels.max()) + 1))
         limit = ABSURD * max(self.first, chance)
         if last > limit:
             raise Diverged(

@@ -155,14 +155,15 @@ class Rows:
         up = _hardness(v)
         codes = torch.where(self._open, self._floor + up, self._nearest)
         relative = self.errors(codes.clamp(-self._limit, self._limit)) / self._norm
+        error: Tensor = relative.sum()
         if done <= _FREE:
-            return relative.sum()
+            return error
         first, last = _SHARPNESS
         sharpness = last + (first - last) * 0.5 * (
             1 + math.cos(math.pi * (done - _FREE) / (1 - _FREE))
         )
-        undecided = (1 - (2 * up - 1).abs() ** sharpness).sum(-1) / up.shape[-1] ** 0.5
-        return (relative + regularization * undecided).sum()
+        undecided: Tensor = (1 - (2 * up - 1).abs() ** sharpness).sum() / math.sqrt(up.shape[-1])
+        return error + regularization * undecided
 
     def _best(self, up: Tensor) -> Tensor:
         """The rounding that was learned, in rows where it is better than the nearest."""

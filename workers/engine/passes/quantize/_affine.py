@@ -67,7 +67,11 @@ def weight(values: FloatArray, axis: int | None, limit: int, floor: FloatArray |
     scale = np.maximum(_largest(values, axis) / np.float32(limit), _SMALLEST)
     if floor is not None:
         scale = np.maximum(scale, floor if axis is not None else floor.max())
-    scale = scale.astype(np.float32)
+    return coded(values, scale.astype(np.float32), axis, limit)
+
+
+def coded(values: FloatArray, scale: FloatArray, axis: int | None, limit: int) -> Weight:
+    """Codes in -limit..limit in units of a given scale."""
     codes = np.clip(np.rint(values / along(scale, axis, values.ndim)), -limit, limit)
     return Weight(codes.astype(np.int8), scale, axis)
 

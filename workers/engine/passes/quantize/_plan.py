@@ -45,6 +45,8 @@ CUTS = frozenset({"Relu", "Clip"})
 class Plan:
     """The decision."""
 
+    kernels: frozenset[ir.Node] = frozenset()
+    """The layers and products that it was made for."""
     integer: set[ir.Node] = field(default_factory=set)
     """Nodes that will run on integers: kernels, kept joiners and kept carriers."""
     sources: dict[ir.Value, ir.Value] = field(default_factory=dict)
@@ -116,7 +118,7 @@ class _Planner:
                 self._wanted.update(ends)
 
     def plan(self) -> Plan:
-        plan = Plan(integer=self._kept)
+        plan = Plan(kernels=frozenset(self._kernels), integer=self._kept)
         starts = [v for node in self._nodes for v in activations(node) if v.producer() is None]
         for value in [*dict.fromkeys(starts), *(v for node in self._nodes for v in node.outputs)]:
             if value not in self._wanted:

@@ -20,7 +20,7 @@ from workers.engine.passes.quantize._plan import Plan
 from workers.engine.passes.quantize._refine import Deeds
 from workers.engine.passes.quantize._rules import Rules
 from workers.engine.passes.quantize._targets import Target
-from workers.engine.passes.quantize._weights import Weights
+from workers.engine.passes.quantize._weights import Layer, Weights
 
 Codes = Mapping[ir.Value, _affine.Activation]
 
@@ -51,14 +51,25 @@ def quantize(
         for t in targets
     ]
     layers = _refine.refine(graph, layers, step, ctx, deeds)
+    store(layers, products, weights, ctx, deeds)
+    code_activations(graph, plan, codes)
+    return plan.integer
+
+
+def store(
+    layers: Sequence[Layer],
+    products: Sequence[ir.Node],
+    weights: Weights,
+    ctx: Context,
+    deeds: Deeds,
+) -> None:
+    """Gives every layer the codes that were chosen for it, and reports it."""
     for layer in layers:
         weights.replace(layer)
         told = [_weights.describe(layer), *deeds[layer.target.weight]]
         ctx.touched(layer.target.weight, "; ".join(told))
     for node in products:
         ctx.touched(node.name or "MatMul", "both activations as codes")
-    code_activations(graph, plan, codes)
-    return plan.integer
 
 
 def foresee(

@@ -39,23 +39,26 @@ class Weights:
         self._stored: dict[tuple[str, int | None, bytes], tuple[ir.Value, ir.Value, ir.Value]] = {}
 
     def encode(self, target: Target, limit: int, given: _affine.Activation | None) -> Layer:
-        """The codes of the weight, wide enough for its bias where that becomes integers."""
+        """The codes of the weight, wide enough for its bias where that is added to integers."""
         values = np.asarray(self._builder.graph.weight(target.weight), dtype=np.float32)
         by_channel = target.kind in self._per_channel and (
             target.kind != "MatMul" or values.ndim == 2
         )
         axis = target.axis if by_channel else None
         floor = None
-        if target.bias is not None and given is not None and self._integer_biases:
+        if target.bias is not None and given is not None:
             floor = _affine.scale_floor(self._bias(target), given.scale)
         return Layer(target, _affine.weight(values, axis, limit, floor), limit, given)
 
     def replace(self, layer: Layer) -> None:
-        """Gives the node int8 weights, and an int32 bias where its input is codes."""
+        """Gives the node int8 weights, and where its input is codes a bias in the units of their products.
+
+        That is int32, or float of whole units: ONNX Runtime makes integers of it anyway.
+        """
         target, codes = layer.target, layer.codes
         stored, scale, zero = self.store(target, codes)
         self._attach(target, 1, stored, scale, zero, codes.axis)
-        if target.bias is not None and layer.input is not None and self._integer_biases:
+        if target.bias is not None and layer.input is not None:
             self._replace_bias(target, layer.input.scale, codes.scale)
 
     def store(self, target: Target, codes: _affine.Weight) -> tuple[ir.Value, ir.Value, ir.Value]:
@@ -79,6 +82,10 @@ class Weights:
         assert target.bias is not None
         codes, units = _affine.bias_codes(self._bias(target), input_scale, weight_scale)
         constant, name = self._builder.constant, target.bias.name
+        if not self._integer_biases:
+            rounded = (codes * units.astype(np.float64)).astype(np.float32)
+            target.node.replace_input_with(2, constant(f"{name}_rounded", rounded))
+            return
         stored = constant(f"{name}_int32", codes)
         zero = self._builder.zeros(units.shape, np.int32)
         self._attach(target, 2, stored, constant(f"{name}_scale", units), zero, 0)

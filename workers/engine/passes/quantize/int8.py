@@ -67,11 +67,11 @@ def apply(graph: Graph, step: QuantizeInt8, ctx: Context) -> Graph:
         BadModel: an activation is not finite on calibration samples.
     """
     rules = _rules.OF[step.target]
-    input_shapes = _shapes(graph, ctx)
-    targets, products = _prepared(graph, input_shapes, step, ctx)
-    limit = _limit(step, ctx)
+    input_shapes = example_shapes(graph, ctx)
+    targets, products = prepared(graph, input_shapes, step, ctx)
+    limit = weight_limit(step, ctx)
     deeds: Deeds = defaultdict(list)
-    _balance(graph, targets, input_shapes, step, ctx, deeds)
+    balance(graph, targets, input_shapes, step, ctx, deeds)
     if step.mode == "static":
         integer = _static.quantize(
             graph, targets, products, step, ctx, limit=limit, rules=rules, deeds=deeds
@@ -80,11 +80,11 @@ def apply(graph: Graph, step: QuantizeInt8, ctx: Context) -> Graph:
         integer = _dynamic.quantize(
             graph, targets, step, ctx, limit=limit, rules=rules, deeds=deeds
         )
-    _report_float(graph, integer, step, ctx)
+    report_float(graph, integer, step, ctx)
     return graph
 
 
-def _balance(
+def balance(
     graph: Graph,
     targets: Sequence[Target],
     input_shapes: shapes.Shapes,
@@ -104,12 +104,12 @@ def _balance(
 def survey(graph: Graph, ctx: Context) -> None:
     """Lists which layers would run on integers, and what stays in float. Raises as `apply`, or Undetermined."""
     step = QuantizeInt8()
-    targets, products = _prepared(graph, _lookahead.input_shapes(graph), step, ctx)
+    targets, products = prepared(graph, _lookahead.input_shapes(graph), step, ctx)
     integer = _static.foresee(graph, targets, products, ctx, _rules.OF[step.target])
-    _report_float(graph, integer, step, ctx)
+    report_float(graph, integer, step, ctx)
 
 
-def _prepared(
+def prepared(
     graph: Graph, input_shapes: shapes.Shapes, step: QuantizeInt8, ctx: Context
 ) -> tuple[list[Target], list[ir.Node]]:
     """Brings the graph into the form that is quantized; the layers and the products of two activations that will be.
@@ -151,7 +151,8 @@ def _fold(graph: Graph, input_shapes: shapes.Shapes, ctx: Context) -> None:
         ctx.note(f"{len(folded)} BatchNormalization nodes were folded into the layers before them")
 
 
-def _shapes(graph: Graph, ctx: Context) -> shapes.Shapes:
+def example_shapes(graph: Graph, ctx: Context) -> shapes.Shapes:
+    """Shapes of the inputs for one sample, from the data where the model leaves them open."""
     sample = ctx.train.batch([0]) if ctx.train is not None else {}
     given = {name: array.shape for name, array in sample.items()}
     return shapes.example_shapes(graph, given=given)
@@ -169,12 +170,12 @@ def _check_something_to_do(
         return
     reasons = "; ".join(f"{s.layer}: {s.reason}" for s in ctx.coverage.skipped[:10])
     raise NothingChanged(
-        f"quantize.int8 found no layer to quantize ({reasons or 'the model has no Conv, Gemm or MatMul with a weight'})",
+        f"there is no layer to quantize ({reasons or 'the model has no Conv, Gemm or MatMul with a weight'})",
         hint="shorten exclude" if step.exclude else "leave this step out for this model",
     )
 
 
-def _limit(step: QuantizeInt8, ctx: Context) -> int:
+def weight_limit(step: QuantizeInt8, ctx: Context) -> int:
     """Largest magnitude of a weight's code, by the recipe or by this CPU."""
     reduce = step.reduce_range
     if reduce is None:
@@ -191,7 +192,7 @@ def _saturates() -> bool:
     return is_x86 and not _VNNI & set(environment.cpu_flags())
 
 
-def _report_float(graph: Graph, integer: Set[ir.Node], step: QuantizeInt8, ctx: Context) -> None:
+def report_float(graph: Graph, integer: Set[ir.Node], step: QuantizeInt8, ctx: Context) -> None:
     """Names what still computes in float, as counts of operators."""
     left = Counter(node.op_type for node in graph.nodes if _is_float(node, integer))
     for op_type, count in sorted(left.items()):

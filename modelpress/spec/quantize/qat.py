@@ -1,0 +1,86 @@
+"""Training with simulated 8-bit integers."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from modelpress.spec.quantize.int8 import QuantizeInt8, Target
+from modelpress.spec.step import FineTune, Step
+
+
+class QatTraining(FineTune):
+    """How weights and step sizes are trained."""
+
+    learning_rate: float = Field(
+        default=1e-4,
+        gt=0,
+        le=10,
+        description="Peak learning rate; decays to zero by a cosine. With adam, step sizes change by as large a part of themselves.",
+    )
+
+
+class QuantizeQat(Step):
+    """Weights and activations in 8-bit integers whose step sizes are trained together with the weights; stored as by quantize.int8."""
+
+    paper: ClassVar[str] = (
+        "Esser et al.: Learned Step Size Quantization (arXiv 1902.08153); Jacob et al.: Quantization and Training of Neural Networks "
+        "for Efficient Integer-Arithmetic-Only Inference (arXiv 1712.05877)"
+    )
+    leaves_trainable: ClassVar[bool] = False
+
+    kind: Literal["quantize.qat"] = "quantize.qat"
+    training: QatTraining = Field(
+        default=QatTraining(), description="How weights and step sizes are trained."
+    )
+    distill: bool | None = Field(
+        default=None,
+        description="Learn the outputs of the uploaded model instead of labels; null does so where there are no labels, or where the "
+        "model is no classifier.",
+    )
+    target: Target = Field(
+        default="cpu",
+        description="Who runs the file, as in quantize.int8: cpu, tensorrt or mobile.",
+    )
+    calibration: Literal["minmax", "percentile", "entropy", "mse"] = Field(
+        default="mse",
+        description="How the first step sizes of activations are taken, as in quantize.int8.",
+    )
+    percentile: float = Field(
+        default=99.99,
+        gt=50,
+        le=100,
+        description="With calibration 'percentile': the share of values kept, in percent.",
+    )
+    samples: int = Field(
+        default=512, ge=1, le=100_000, description="Calibration samples taken from the train split."
+    )
+    reduce_range: bool | None = Field(
+        default=None,
+        description="7-bit weights, as in quantize.int8; null decides by the CPU that measures and says so.",
+    )
+    equalize: bool = Field(
+        default=False, description="Balances the channels of consecutive layers first."
+    )
+
+    @property
+    def needs_data(self) -> bool:
+        return True
+
+    @property
+    def needs_labels(self) -> bool:
+        return self.distill is False
+
+    @property
+    def start(self) -> QuantizeInt8:
+        """The quantization that training begins with."""
+        return QuantizeInt8(
+            exclude=self.exclude,
+            target=self.target,
+            calibration=self.calibration,
+            percentile=self.percentile,
+            samples=self.samples,
+            reduce_range=self.reduce_range,
+            equalize=self.equalize,
+        )
