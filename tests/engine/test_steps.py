@@ -82,11 +82,10 @@ VARIANTS: dict[str, Step] = {
     "quantize.binary": STEPS["quantize.binary"](
         float_ends=False, training={"epochs": 1, "batch_size": 16}
     ),
-    "quantize.binary/binary_connect": STEPS["quantize.binary"](
-        method="binary_connect", stochastic=True, distill=0.5, training={"epochs": 1}
-    ),
     "quantize.binary/bnn": STEPS["quantize.binary"](method="bnn", training={"epochs": 1}),
-    "quantize.binary/ternary": STEPS["quantize.binary"](method="ternary", training={"epochs": 1}),
+    "quantize.binary/ternary": STEPS["quantize.binary"](
+        method="ternary", distill=0.5, training={"epochs": 1}
+    ),
     "quantize.cluster": STEPS["quantize.cluster"](bits=4, conv_bits=3),
     "quantize.cluster/global": STEPS["quantize.cluster"](
         bits=5, conv_bits=2, scope="global", initialization="density"
