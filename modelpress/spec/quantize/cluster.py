@@ -31,7 +31,7 @@ class CentroidTraining(FineTune):
     """How shared values are trained, with everything else that is not shared. Needs labels."""
 
     learning_rate: float = Field(
-        default=3e-4,
+        default=1e-3,
         gt=0,
         le=10,
         description="Peak learning rate; decays to zero by a cosine. The gradient of a shared value is the sum over all weights "
