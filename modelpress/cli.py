@@ -21,6 +21,7 @@ from modelpress import (
     _connection,
     _inputs,
     _local,
+    _options,
     _report,
     _send,
     _serve,
@@ -31,6 +32,7 @@ from modelpress import (
 )
 from modelpress import client as clients
 from modelpress._ended import Ended, Exit
+from modelpress._options import ApiKey, JobId, Json, ModelFile, Out, Url
 from modelpress.spec import recipe as recipes
 from modelpress.spec.state import JobState
 
@@ -69,92 +71,11 @@ app = typer.Typer(
 keys = typer.Typer(no_args_is_help=True, help="API keys of the project.")
 app.add_typer(keys, name="keys")
 
-Url = Annotated[
-    str | None,
-    typer.Option(
-        "--url", help="Server; else MODELPRESS_URL, else the one `modelpress serve` runs here."
-    ),
-]
-ApiKey = Annotated[
-    str | None,
-    typer.Option("--key", help="API key; else MODELPRESS_API_KEY, else the one `serve` left here."),
-]
-Json = Annotated[bool, typer.Option("--json", help="One JSON value on standard output.")]
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job.")]
-ModelFile = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="A file of ONNX, .pt2 or .safetensors, or the id of an uploaded model.",
-    ),
-]
-RecipeName = Annotated[
-    str,
-    typer.Option("--recipe", help="A file of JSON or TOML, or the name of a recipe; see `steps`."),
-]
-DataFile = Annotated[
-    str | None,
-    typer.Option("--data", help="Samples to learn from: .npz, a zip of image folders, or an id."),
-]
-EvalFile = Annotated[
-    str | None,
-    typer.Option("--eval-data", help="Samples to measure on; else a share of --data is kept."),
-]
-Architectures = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--architecture",
-        metavar="NAME",
-        help="Of weights in .safetensors: what timm calls the network, such as resnet18; of another model ROLE=NAME; repeatable.",
-    ),
-]
-Others = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--with",
-        metavar="ROLE=MODEL",
-        help="Another model that a step uses, as a file or an id: initial=untrained.onnx; repeatable.",
-    ),
-]
-Constraints = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--constraint",
-        metavar="METRIC:GOAL:VALUE",
-        help="What must hold, such as accuracy:max_drop:0.01 or size_bytes:max_ratio:0.3; repeatable.",
-    ),
-]
-Formats = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--format",
-        metavar="FORMAT",
-        help="Also write the result as this: 'pt2' to run and train it in PyTorch; repeatable.",
-    ),
-]
-Seed = Annotated[int, typer.Option(help="Seed of every random choice.", min=0)]
-Name = Annotated[str, typer.Option(help="A name for people; else that of the model.")]
-Mean = Annotated[str, typer.Option("--mean", help="Of images: mean of each channel, or of all.")]
-Std = Annotated[str, typer.Option("--std", help="Of images: standard deviation, likewise.")]
-Out = Annotated[
-    Path | None, typer.Option("--out", help="Directory of the results.", file_okay=False)
-]
-
 
 @app.command(epilog=EPILOG)
+@_options.request
 def compress(
-    model: ModelFile,
-    recipe: RecipeName,
-    data: DataFile = None,
-    eval_data: EvalFile = None,
-    others: Others = None,
-    architecture: Architectures = None,
-    constraint: Constraints = None,
-    format_: Formats = None,
-    seed: Seed = 0,
-    name: Name = "",
-    mean: Mean = "0",
-    std: Std = "1",
+    asked: _inputs.Asked,
     local: Annotated[bool, typer.Option("--local", help="Run here, with no server.")] = False,
     out: Out = None,
     as_json: Json = False,
@@ -165,21 +86,7 @@ def compress(
 
     The result goes to --out, by default MODEL-compressed in the current directory.
     """
-    asked = _inputs.asked(
-        model,
-        data,
-        eval_data,
-        recipe,
-        constraint,
-        others=others,
-        architectures=architecture,
-        formats=format_,
-        mean=mean,
-        std=std,
-        seed=seed,
-        name=name,
-    )
-    out = out or Path(f"{Path(model).stem}-compressed")
+    out = out or Path(f"{Path(asked.model).stem}-compressed")
     if local:
         _finish(_run_here(asked, out), as_json)
     with clients.Client(url, key) as client:
@@ -188,38 +95,11 @@ def compress(
 
 
 @app.command(epilog=EPILOG)
+@_options.request
 def submit(
-    model: ModelFile,
-    recipe: RecipeName,
-    data: DataFile = None,
-    eval_data: EvalFile = None,
-    others: Others = None,
-    architecture: Architectures = None,
-    constraint: Constraints = None,
-    format_: Formats = None,
-    seed: Seed = 0,
-    name: Name = "",
-    mean: Mean = "0",
-    std: Std = "1",
-    as_json: Json = False,
-    url: Url = None,
-    key: ApiKey = None,
+    asked: _inputs.Asked, as_json: Json = False, url: Url = None, key: ApiKey = None
 ) -> None:
     """Like compress, but only submit the job and print its id."""
-    asked = _inputs.asked(
-        model,
-        data,
-        eval_data,
-        recipe,
-        constraint,
-        others=others,
-        architectures=architecture,
-        formats=format_,
-        mean=mean,
-        std=std,
-        seed=seed,
-        name=name,
-    )
     with clients.Client(url, key) as client:
         job = _send.job(client, asked)
     _show.say(f"see it with: modelpress watch {job.id}")
