@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,8 @@ def checked(model: Path, work: Path) -> dict[str, Any]:
     graph = passes.apply(graph, PruneChannels(fraction=0.5), ctx)
     seconds = time.process_time() - start
     formats.save(graph, work / "pruned.onnx")
-    difference = agreement(work / "pruned.onnx")
-    train(formats.load(work / "pruned.onnx"))
+    difference = agreement(work / "pruned.onnx", example(graph))
+    train(formats.load(work / "pruned.onnx"), example(graph))
     if size(graph) >= before:
         raise ValueError("nothing was removed")
     return {
@@ -72,34 +73,34 @@ def example(graph: Graph) -> dict[str, np.ndarray]:
     return {value.name or "": images}
 
 
-def agreement(path: Path) -> float:
+def agreement(path: Path, feeds: Mapping[str, np.ndarray]) -> float:
     """The largest difference to ONNX Runtime, of the largest output where that is above 1.
 
     Raises:
         ValueError: it is above 1e-4, or the batch is no longer open.
     """
     graph = formats.load(path)
-    feeds = example(graph)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     theirs = session.run(None, feeds)[0]
     ours = execute.run(graph, feeds)[graph.outputs[0].name or ""]
     difference = float(np.abs(ours - theirs).max()) / max(1.0, float(np.abs(theirs).max()))
-    if theirs.shape[0] != BATCH:
-        raise ValueError(f"{BATCH} images give {theirs.shape[0]} answers")
+    (batch,) = {len(array) for array in feeds.values()}
+    if len(theirs) != batch:
+        raise ValueError(f"{batch} samples give {len(theirs)} answers")
     if not difference <= 1e-4:
         raise ValueError(f"ONNX Runtime differs by {difference:.2g}")
     return difference
 
 
-def train(graph: Graph) -> None:
+def train(graph: Graph, feeds: Mapping[str, np.ndarray]) -> None:
     """One step of gradient descent.
 
     Raises:
         ValueError: no weight has a gradient, or one is not finite.
     """
     module = execute.as_module(graph).train()
-    (images,) = example(graph).values()
-    sum(y.square().mean() for y in module(torch.from_numpy(images))).backward()  # type: ignore[union-attr]
+    (samples,) = feeds.values()
+    sum(y.square().mean() for y in module(torch.from_numpy(samples))).backward()  # type: ignore[union-attr]
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
     if not gradients or not all(bool(torch.isfinite(g).all()) for g in gradients):
         raise ValueError("it can't be trained: no finite gradients")

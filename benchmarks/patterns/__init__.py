@@ -1,0 +1,1 @@
+"""Small networks of one pattern each, and what a network must answer without some of its channels."""
