@@ -23,6 +23,8 @@ CODE_TOLERANCE = 5e-2
 """The same for an upload that is quantized already: values at the border of two codes may go either way."""
 
 _ROUNDING = frozenset({"QuantizeLinear", "DynamicQuantizeLinear"})
+_IN_INT8 = 4
+"""Accuracy level of a MatMulNBits that rounds its input."""
 
 
 def check_reproduces(original: Path, source: Graph, gauge: Gauge) -> None:
@@ -72,7 +74,10 @@ def write(jobdir: Path, graph: Graph, before: Graph, gauge: Gauge) -> None:
 
 
 def _has_codes(graph: Graph) -> bool:
-    return any(node.op_type in _ROUNDING for node in graph.nodes)
+    return any(
+        node.op_type in _ROUNDING or node.attributes.get_int("accuracy_level", 0) == _IN_INT8
+        for node in graph.nodes
+    )
 
 
 def _probe(graph: Graph, inputs: Arrays) -> Probe:

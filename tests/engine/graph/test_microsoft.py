@@ -72,6 +72,11 @@ CASES = {
         [X, NIBBLES[:, :1].repeat(2, 2), BLOCK_SCALES[:6]],
         {"K": 8, "N": 6, "bits": 8, "block_size": 16},
     ),
+    "n_bits_in_int8": (
+        "MatMulNBits",
+        [LONG, NIBBLES, BLOCK_SCALES],
+        {**N_BITS, "accuracy_level": 4},
+    ),
     "quantize": ("QuantizeLinear", [IMAGE, _scale(0.05), _zero(128)], {}),
     "dequantize": ("DequantizeLinear", [*FIRST], {}),
     "add": ("QLinearAdd", [*FIRST, *SECOND, *RESULT], {}),

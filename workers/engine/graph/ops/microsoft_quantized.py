@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
+from torch.nn import functional
 
 from workers.engine.errors import Unsupported
 from workers.engine.graph.ops import linear, quantization
@@ -31,15 +32,33 @@ def MatMulNBits(
     block_size: int,
     weight_prepacked: int = 0,
 ) -> Tensor:
-    """b: [N, blocks, bytes of a block] uint8, the first element in the lowest bits; a scale for each block of K."""
+    """b: [N, blocks, bytes of a block] uint8, the first element in the lowest bits; a scale for each block of K.
+
+    At accuracy level 4 ONNX Runtime rounds a to 8 bits, with a scale for each block of a row.
+    """
     if g_idx is not None or weight_prepacked or 8 % bits:
         raise Unsupported(f"MatMulNBits of {bits} bits with g_idx or prepacked weights")
     blocks = math.ceil(K / block_size)
     integers = _unpacked(b.reshape(N, blocks, -1), bits)[..., :block_size].to(a.dtype)
     zero = _zero_points(zero_points, N, blocks, bits).to(a.dtype)
     w = (integers - zero) * scales.reshape(N, blocks, 1)
+    if accuracy_level == _IN_INT8:
+        a = _in_int8(a, block_size)
     y = torch.matmul(a, w.reshape(N, -1)[:, :K].t())
     return y if bias is None else y + bias
+
+
+_IN_INT8 = 4
+
+
+def _in_int8(a: Tensor, block_size: int) -> Tensor:
+    """Values of the last axis rounded to -127 .. 127 times the scale of their block."""
+    columns = a.shape[-1]
+    blocks = functional.pad(a, (0, -columns % block_size)).reshape(*a.shape[:-1], -1, block_size)
+    scale = blocks.abs().amax(-1, keepdim=True) / 127
+    safe = torch.where(scale > 0, scale, torch.ones_like(scale))
+    rounded: Tensor = (torch.round(blocks / safe) * scale).flatten(-2)[..., :columns]
+    return rounded
 
 
 def _unpacked(packed: Tensor, bits: int) -> Tensor:

@@ -3,12 +3,12 @@
     w x = (w * s) (x / s)        w^ = Q(w * s) / s        s = mean|x|^r, r of a grid of 20
 
 An input whose weights are multiplied by s is rounded s times as finely, at the cost of the others that share its scale. r is chosen for the
-least ||w^ X - w X||. Differs in: the division by s stays with the weight, or with the layer's input; nothing before the layer is changed.
+least ||w^ X - w X|| with ranges that end at the extreme weights; then the range is searched. Differs in: the division by s stays with the weight, or with the layer's input; nothing before the layer is changed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -32,8 +32,10 @@ class Scaled:
 
 def solve(w: Tensor, h: Tensor, size: Tensor, grid: Grid, group: int) -> Scaled:
     """Codes of w [rows, columns] whose columns meet inputs of mean magnitude `size` [columns], with X X^T = h."""
-    tried = (_at(w, h, size, r, grid, group) for r in EXPONENTS)
-    return min(tried, key=lambda found: _error.of(w, _decoded(found, group), h))
+    plain = replace(grid, search=False)
+    tried = (_at(w, h, size, r, plain, group) for r in EXPONENTS)
+    best = min(tried, key=lambda found: _error.of(w, _decoded(found, group), h))
+    return _at(w, h, size, best.exponent, grid, group) if grid.search else best
 
 
 def _at(w: Tensor, h: Tensor, size: Tensor, exponent: float, grid: Grid, group: int) -> Scaled:

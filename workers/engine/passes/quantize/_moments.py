@@ -77,12 +77,13 @@ def gather(
     dataset = taken(samples, ctx)
     names = list(dict.fromkeys(_input(layer) for layer in layers))
     rng = ctx.random("places")
-    for indices, values in run(graph, dataset, names, ctx):
-        share = len(indices) / dataset.samples
+    for _, values in run(graph, dataset, names, ctx):
         for layer in layers:
-            x = _finite(_input(layer), values[_input(layer)])
-            seen = _matrix.inputs(layer, x, matrices[layer.weight].shape)
-            _add(found[layer.weight], _some(seen, math.ceil(MAX_PLACES * share), rng))
+            matrix = matrices[layer.weight]
+            for x in _pieces(layer, values[_input(layer)], matrix):
+                seen = _matrix.inputs(layer, _finite(_input(layer), x), matrix.shape)
+                most = math.ceil(MAX_PLACES * len(x) / dataset.samples)
+                _add(found[layer.weight], _some(seen, most, rng))
     return found
 
 
@@ -139,6 +140,15 @@ def _input(layer: match.Layer) -> str:
     value = layer.node.inputs[0]
     assert value is not None, "a layer multiplies something"
     return value.name or ""
+
+
+def _pieces(layer: match.Layer, x: torch.Tensor, matrix: Matrix) -> Sequence[torch.Tensor]:
+    """A convolution's input sample by sample as far as that keeps what lies under its kernel within `_BATCH_BYTES`."""
+    if layer.kind != "Conv":
+        return [x]
+    sample_bytes = 4 * math.prod(x.shape[2:]) * matrix.columns * matrix.groups
+    size = max(1, _BATCH_BYTES // sample_bytes)
+    return [x[start : start + size] for start in range(0, len(x), size)]
 
 
 def _some(seen: torch.Tensor, most: int, rng: np.random.Generator) -> torch.Tensor:

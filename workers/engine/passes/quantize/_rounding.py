@@ -25,7 +25,8 @@ class Rounded:
 
     packed: Packed
     error: float
-    """Norm of the change of the layer's outputs on training samples over their norm; of the weights where nothing was measured."""
+    """The norm of a change over the norm of what was: of the layer's outputs on training samples, or of the weights."""
+    of_outputs: bool
     how: str
     """Empty, or what a reader should know of how it was rounded."""
 
@@ -48,7 +49,7 @@ def rounded(
         for index, part in enumerate(rows.chunk(matrix.groups))
     ]
     packed = _joined(parts, matrix, grid, group)
-    return Rounded(packed, _moved(rows, packed, moments), parts[0].how)
+    return Rounded(packed, _moved(rows, packed, moments), moments is not None, parts[0].how)
 
 
 def group_of(matrix: Matrix, step: QuantizeBits) -> int:

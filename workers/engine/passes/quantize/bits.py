@@ -29,6 +29,7 @@ Layers = Mapping[str, list[match.Layer]]
 
 _AT_LOAD = "ONNX Runtime turns the codes into floats once, when it opens the file: the file is smaller, a run is no faster and needs no less memory"
 _AT_RUN = "weights that no MatMulNBits takes are turned into floats at each run: small in memory, but slower"
+_IN_INT8 = "MatMulNBits rounds its inputs to 8 bits at each run, block by block: outputs differ by some tenths of a percent"
 _WIDER = "codes of {bits} bits are stored in {width}: ONNX has no narrower type; a packed container (code.entropy) takes what is left over"
 
 
@@ -213,7 +214,7 @@ def _is_smaller(graph: Graph, name: str, rounded: Rounded, ctx: Context) -> bool
 def _store(graph: Graph, layers: list[match.Layer], rounded: Rounded, step: QuantizeBits) -> str:
     """Puts the packed weight in the place of the float one. Answers what was done."""
     name, packed = layers[0].weight, rounded.packed
-    change = _change(graph.weight(name).nbytes, rounded, step)
+    change = _change(graph.weight(name).nbytes, rounded)
     value = graph.initializers[name]
     nodes = {user for user, _ in value.uses()}
     taken = nodes == {layer.node for layer in layers} and not any(
@@ -230,12 +231,12 @@ def _store(graph: Graph, layers: list[match.Layer], rounded: Rounded, step: Quan
     return change
 
 
-def _change(before: int, rounded: Rounded, step: QuantizeBits) -> str:
+def _change(before: int, rounded: Rounded) -> str:
     packed, sizes = rounded.packed, rounded.packed.bytes_of
     scales = "output" if packed.per_channel else f"{packed.group} inputs"
     total = sum(sizes.values())
     parts = ", ".join(f"{count:,} {what}" for what, count in sizes.items() if count)
-    of = "its outputs" if step.method != "rtn" else "the weights"
+    of = "its outputs" if rounded.of_outputs else "the weights"
     how = f", {rounded.how}" if rounded.how else ""
     return (
         f"{packed.codes.size:,} weights in {packed.bits} bits, a scale for each {scales}{how}; {before:,} -> {total:,} bytes ({parts}), "
@@ -245,6 +246,8 @@ def _change(before: int, rounded: Rounded, step: QuantizeBits) -> str:
 
 def _note(kept: Mapping[str, Rounded], step: QuantizeBits, ctx: Context) -> None:
     ctx.note(_AT_LOAD if step.unpack == "load" else _AT_RUN)
+    if step.activations == "int8":
+        ctx.note(_IN_INT8)
     for packed in (rounded.packed for rounded in kept.values()):
         if packed.width != packed.bits:
             ctx.note(_WIDER.format(bits=packed.bits, width=packed.width))
