@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, TypeAlias
@@ -199,11 +199,17 @@ class Plan:
         """Which elements of a value stay, along the axes on which it loses some."""
         found: dict[int, Kept] = {}
         for book in self.books:
-            shadow = book.shadows.get(name)
-            if shadow is not None and shadow.labels is not None:
-                kept = self.kept(shadow.labels, removed)
-                found[shadow.axis] = found.get(shadow.axis, np.True_) & kept
+            for axis, labels in _lines(book, name):
+                found[axis] = found.get(axis, np.True_) & self.kept(labels, removed)
         return {axis: kept for axis, kept in found.items() if not kept.all()}
+
+
+def _lines(book: Book, name: str) -> Iterable[tuple[int, torch.Tensor]]:
+    """Axes of a value or initializer that have labels, with these."""
+    shadow = book.shadows.get(name)
+    if shadow is not None and shadow.labels is not None:
+        return [(shadow.axis, shadow.labels)]
+    return book.axes.get(name, {}).items()
 
 
 def make(
