@@ -66,7 +66,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="runs of everything (default: 3)")
     parser.add_argument("--epochs", type=int, default=20, help="of a mask (default: 20)")
     parser.add_argument(
-        "--learning-rate", type=float, default=100.0, help="of a mask (default: 100, the paper's)"
+        "--learning-rate",
+        type=float,
+        default=20.0,
+        help="of a mask (default: 20, the step's; the paper's is 100)",
     )
     asked = parser.parse_args()
     context.prepare_torch("cpu", 1)
