@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from modelpress.spec.step import Step
 
@@ -93,3 +93,12 @@ class QuantizeInt8(Step):
     def needs_data(self) -> bool:
         refined = self.smooth is not None or self.adaround is not None or self.bias_correction
         return self.mode == "static" or refined
+
+    @model_validator(mode="after")
+    def _dynamic_mode_has_a_runner(self) -> Self:
+        if self.mode == "dynamic" and self.target != "cpu":
+            raise ValueError(
+                f"target is '{self.target}', but ranges that are taken in each run need ONNX Runtime's own kernels: "
+                "set mode to static, or target to cpu"
+            )
+        return self

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from pydantic import ValidationError
 
 from modelpress.spec.quantize import AdaRound, QuantizeInt8
 from tests.engine import jobs, nets
@@ -268,6 +269,25 @@ def test_dynamic_mode_takes_data_for_what_needs_it():
     assert not QuantizeInt8(mode="dynamic", equalize=True).needs_data
     assert QuantizeInt8(mode="dynamic", bias_correction=True).needs_data
     assert QuantizeInt8(mode="dynamic", smooth=0.5).needs_data
+
+
+def test_dynamic_mode_is_for_this_runtime_only():
+    with pytest.raises(ValidationError, match="set mode to static"):
+        QuantizeInt8(mode="dynamic", target="mobile")
+
+
+def test_a_transposed_convolution_of_several_groups_is_stored_in_8_bits_only(tmp_path):
+    model = jobs.text("""
+        net (float[batch, 4, 4, 4] x) => (float[batch, 6, 5, 5] y)
+        <float[4, 4, 1, 1] v, float[4, 3, 2, 2] w, float[6] b>
+        { c = Conv(x, v)  y = ConvTranspose<group = 2>(c, w, b) }
+    """)
+    graph = graph_of(model, tmp_path)
+    ctx = jobs.context_of(graph, tmp_path, jobs.dataset_of(model))
+    result = passes.apply(graph, QuantizeInt8(target="tensorrt"), ctx)
+    node = next(n for n in result.nodes if n.op_type == "ConvTranspose")
+    assert node.inputs[0].producer().op_type == "Conv"
+    assert result.weight("w_int8").dtype == np.int8
 
 
 def for_target(target, tmp_path):

@@ -64,7 +64,7 @@ def learn(
             deeds[layer.target.weight].append(
                 f"rounding learned: {ratio:.2f} of the nearest's error"
             )
-            ctx.report(len(deeds) / len(layers), f"rounding {layer.target.weight}")
+            ctx.report(min(1.0, len(deeds) / len(layers)), f"rounding {layer.target.weight}")
     return [learned[id(layer)] for layer in layers]
 
 

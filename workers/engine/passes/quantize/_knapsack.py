@@ -10,6 +10,8 @@ Table = Mapping[str, Mapping[int, float]]
 """By layer and by choice."""
 
 BUCKETS = 1 << 12
+_NEGLIGIBLE = 1e-9
+"""Share of a budget that may be left over where the cheapest choices use all of it."""
 
 
 def least_harm(harm: Table, cost: Table, budget: float) -> dict[str, int] | None:
@@ -22,7 +24,7 @@ def least_harm(harm: Table, cost: Table, budget: float) -> dict[str, int] | None
     room = budget - sum(cheapest.values())
     if room < 0:
         return None
-    step = room / BUCKETS or 1.0
+    step = max(room, _NEGLIGIBLE * budget) / BUCKETS
     best = np.zeros(BUCKETS + 1)
     chosen: dict[str, np.ndarray] = {}
     for layer, choices in harm.items():

@@ -86,8 +86,10 @@ class Simulated(nn.Module):
 
     def coded_layer(self, graph: Graph, layer: Layer, given: _affine.Activation | None) -> Layer:
         """The layer with codes of its trained weight, which `graph` has; wide enough for its bias where that becomes integers."""
-        name = layer.target.weight
-        scale, bias = self.weights[name].learned(), layer.target.bias
+        name, bias = layer.target.weight, layer.target.bias
+        scale = self.weights[name].learned()
+        if scale.shape != layer.codes.scale.shape:  # shared with a layer that counts other outputs
+            scale = layer.codes.scale
         if bias is not None and given is not None:
             floor = _affine.scale_floor(np.asarray(_prepare.array(bias), np.float32), given.scale)
             scale = np.maximum(scale, floor if layer.codes.axis is not None else floor.max())

@@ -14,7 +14,15 @@ import onnx_ir as ir
 from modelpress.spec.quantize import QuantizeInt8
 from workers.engine.context import Context
 from workers.engine.graph import Graph, edit
-from workers.engine.passes.quantize import _affine, _plan, _ranges, _refine, _sweep, _weights
+from workers.engine.passes.quantize import (
+    _affine,
+    _layerwise,
+    _plan,
+    _ranges,
+    _refine,
+    _sweep,
+    _weights,
+)
 from workers.engine.passes.quantize._builder import Builder
 from workers.engine.passes.quantize._plan import Plan
 from workers.engine.passes.quantize._refine import Deeds
@@ -47,8 +55,7 @@ def quantize(
     per_channel = rules.per_channel if step.per_channel else frozenset()
     weights = Weights(Builder(graph), per_channel=per_channel, integer_biases=rules.integer_biases)
     layers = [
-        weights.encode(t, limit, codes[t.input] if t.kind in rules.kernels else None)
-        for t in targets
+        weights.encode(t, limit, codes[t.input] if is_kernel(t, rules) else None) for t in targets
     ]
     layers = _refine.refine(graph, layers, step, ctx, deeds)
     store(layers, products, weights, ctx, deeds)
@@ -82,7 +89,7 @@ def foresee(
     """Reports what `quantize` would do. Answers the nodes that would run on integers, or disappear into those."""
     for target in targets:
         kernel = "int8 weights, multiplied as integers"
-        is_integer = target.kind in rules.kernels
+        is_integer = is_kernel(target, rules)
         ctx.touched(target.weight, kernel if is_integer else "int8 weights, float arithmetic")
     for node in products:
         ctx.touched(node.name or "MatMul", "both activations as codes")
@@ -92,7 +99,13 @@ def foresee(
 
 def kernels(targets: Sequence[Target], products: Sequence[ir.Node], rules: Rules) -> list[ir.Node]:
     """The nodes that will multiply integers."""
-    return [*(t.node for t in targets if t.kind in rules.kernels), *products]
+    return [*(t.node for t in targets if is_kernel(t, rules)), *products]
+
+
+def is_kernel(target: Target, rules: Rules) -> bool:
+    """Whether a layer multiplies integers; channels of a transposed convolution of several groups share scales of weights."""
+    grouped = target.kind == "ConvTranspose" and _layerwise.groups(target) > 1
+    return target.kind in rules.kernels and not grouped
 
 
 def calibrate(

@@ -52,7 +52,7 @@ def apply(graph: Graph, step: QuantizeQat, ctx: Context) -> Graph:
         Builder(graph), per_channel=rules.per_channel, integer_biases=rules.integer_biases
     )
     layers = [
-        weights.encode(t, limit, codes[t.input] if t.kind in rules.kernels else None)
+        weights.encode(t, limit, codes[t.input] if _static.is_kernel(t, rules) else None)
         for t in targets
     ]
     learned = _learn(graph, _Start(plan, layers, codes), rules, step, ctx, deeds)
