@@ -18,6 +18,8 @@ from modelpress.packed.reading import PackedError, Reader
 SLAB = 1 << 20
 """Elements that are coded at a time, at most; what bounds the memory of a decoder."""
 MAX_GAP_BITS = 8
+TRANSPOSED, COLUMNS, NEIGHBOURS, SPLIT = 1, 2, 4, 8
+"""Flags of an entropy code."""
 
 
 class Codec(IntEnum):
@@ -251,28 +253,32 @@ def read_layout(reader: Reader, alphabet: int, columns: int) -> Layout:
     """Reads a byte of flags, and the centre where one is used.
 
     Raises:
-        PackedError: contexts are asked for, but the tensor has no columns, or there is but one symbol.
+        PackedError: rows are made use of, but the tensor has no columns, or there is but one symbol.
     """
     flags = reader.choice("contexts of an entropy code", 16)
-    if alphabet < 2 or (flags and not columns):
+    if alphabet < 2 or (flags & ~SPLIT and not columns):
         raise PackedError("an entropy code has one symbol, or contexts but no columns")
     if not flags:
         return Layout()
     return Layout(
         columns=columns,
-        transposed=bool(flags & 1),
-        use_columns=bool(flags & 2),
-        use_neighbours=bool(flags & 4),
-        split=bool(flags & 8),
+        transposed=bool(flags & TRANSPOSED),
+        use_columns=bool(flags & COLUMNS),
+        use_neighbours=bool(flags & NEIGHBOURS),
+        split=bool(flags & SPLIT),
         centre=reader.number("centre", alphabet - 1),
     )
 
 
 def flags_of(layout: Layout) -> int:
     """The byte that `read_layout` reads."""
-    return (
-        layout.transposed | layout.use_columns << 1 | layout.use_neighbours << 2 | layout.split << 3
-    )
+    flags = {
+        TRANSPOSED: layout.transposed,
+        COLUMNS: layout.use_columns,
+        NEIGHBOURS: layout.use_neighbours,
+        SPLIT: layout.split,
+    }
+    return sum(flag for flag, is_set in flags.items() if is_set)
 
 
 def _most(count: int) -> int:

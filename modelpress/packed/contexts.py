@@ -55,9 +55,9 @@ class Layout:
     centre: int = 0
 
     @property
-    def plain(self) -> bool:
-        """Whether no context is used."""
-        return not (self.use_columns or self.use_neighbours or self.split)
+    def uses_contexts(self) -> bool:
+        """Whether frequencies depend on more than the symbols."""
+        return self.use_columns or self.use_neighbours
 
 
 class Source(Protocol):

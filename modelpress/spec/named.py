@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
+from modelpress.spec.code import CodeEntropy
 from modelpress.spec.prune import PruneChannels, PruneMagnitude
-from modelpress.spec.quantize import QuantizeInt8
+from modelpress.spec.quantize import CentroidTraining, QuantizeCluster, QuantizeInt8
 from modelpress.spec.recipe import Recipe
 from modelpress.spec.step import FineTune
 
 NAMED: dict[str, Recipe] = {
+    "deep-compression": Recipe(
+        name="deep-compression",
+        steps=(
+            PruneMagnitude(
+                sparsity=0.93,
+                max_layer_sparsity=0.96,
+                rounds=6,
+                fine_tune=FineTune(epochs=5),
+            ),
+            QuantizeCluster(bits=3, conv_bits=5, fine_tune=CentroidTraining(epochs=5)),
+            CodeEntropy(),
+        ),
+    ),
     "half-channels": Recipe(
         name="half-channels",
         steps=(

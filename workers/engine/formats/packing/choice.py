@@ -116,7 +116,7 @@ def _coders(
         return
     sample = symbols[len(symbols) // 2]
     layout = layouts.best(sample, alphabet, [columns] if columns else [])
-    if not columns or not layout.plain:
+    if not columns or layout.uses_contexts:
         yield plans.Entropy(alphabet, layout)
 
 

@@ -15,8 +15,10 @@ from modelpress.packed.contexts import Ints, Layer, Layout, Symbols
 SPLIT_FROM = 0.5
 """Share of its commonest symbol from which on a map may be split into that and the others."""
 
-WORTH = 0.01
-"""Share of the bits."""
+CONTEXTS_SAVE = 0.01
+"""Share of the bits that contexts must save."""
+SPLIT_COSTS = 0.002
+"""Share of the bits that a split may cost, as it is decoded so much faster."""
 
 
 class _Known:
@@ -86,22 +88,30 @@ def bits(symbols: NDArray[np.integer], alphabet: int, layout: Layout) -> float:
 
 
 def best(symbols: NDArray[np.integer], alphabet: int, columns: Iterable[int]) -> Layout:
-    """The layout of the fewest bits, found by trying; contexts, which take a decoder longer, must save WORTH of them."""
+    """The layout of the fewest bits, found by trying; what takes a decoder longer must be worth it."""
     return min(
         _candidates(symbols, alphabet, columns),
-        key=lambda layout: bits(symbols, alphabet, layout) * (1 - WORTH if layout.plain else 1),
+        key=lambda layout: bits(symbols, alphabet, layout) * _time(layout),
     )
+
+
+def _time(layout: Layout) -> float:
+    """A decoder is fastest where most of its symbols are one of two, slowest where it has contexts."""
+    if layout.uses_contexts:
+        return 1 + CONTEXTS_SAVE
+    return 1 if layout.split else 1 + SPLIT_COSTS
 
 
 def _candidates(
     symbols: NDArray[np.integer], alphabet: int, columns: Iterable[int]
 ) -> Iterator[Layout]:
-    yield Layout()
     counts = np.bincount(symbols, minlength=alphabet)
     centre = int(np.argmax(counts))
-    splits = (
-        (False, True) if alphabet > 2 and counts[centre] > SPLIT_FROM * len(symbols) else (False,)
-    )
+    yield Layout()
+    splits: tuple[bool, ...] = (False,)
+    if alphabet > 2 and counts[centre] > SPLIT_FROM * len(symbols):
+        yield Layout(split=True, centre=centre)
+        splits = (False, True)
     uses = ((True, False), (False, True), (True, True))
     for width, transposed, split, (sums, near) in itertools.product(
         columns, (False, True), splits, uses

@@ -1,0 +1,194 @@
+"""Deep Compression from end to end (D2): the named recipe on LeNet-300-100 and LeNet-5, beside nncodec where it is installed.
+
+Every byte counts: the packed file as it lies on disk, with graph, tables, biases and checksums, against the ONNX file that was uploaded. Accuracy
+is that of the model that comes out of the packed file, in ONNX Runtime, on 1,000 real MNIST images that nothing was chosen by.
+
+nncodec pins an older numpy and builds from source: give the python of an environment that has it with --nncodec. It gets the same trained
+network's weights; of the steps of its quantizer that lose at most 0.2 points on the validation images, the one with the fewest bytes counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import nn
+
+from benchmarks import _mnist, _nets, _record
+from modelpress.packed import container
+from modelpress.spec.named import NAMED
+from modelpress.spec.step import Step
+from workers.engine import context, formats, passes
+from workers.engine.formats import packing
+
+NETS: Mapping[str, Callable[[int], nn.Module]] = {
+    "LeNet-300-100": _mnist.lenet,
+    "LeNet-5": lambda seed: _seeded(seed, _nets.lenet5),
+}
+EPOCHS = 10
+LOSS = 0.002
+"""The most that may be lost, as a share of all images."""
+PAPER = {"LeNet-300-100": 40, "LeNet-5": 39}
+"""How many times smaller they are in the paper, on all 60,000 images (Han et al., table 1)."""
+NNCODEC = """
+import sys, numpy as np, nncodec.nn
+weights = dict(np.load(sys.argv[1]))
+stream = nncodec.nn.encode(weights, {"qp": int(sys.argv[2])})
+np.savez(sys.argv[3], **nncodec.nn.decode(stream))
+print(len(stream))
+"""
+STEPS = range(-30, -7, 2)
+
+Row = dict[str, Any]
+
+
+def main() -> None:
+    """Measures, prints the table and writes bench-output/deep_compression.json."""
+    asked = _arguments()
+    context.prepare_torch("cpu", 1)
+    rows: list[Row] = []
+    for net in asked.nets:
+        for seed in range(asked.seeds):
+            for row in compressed(net, seed, asked.nncodec):
+                rows.append(row)
+                _show(row)
+    for net in asked.nets:
+        _summarise(net, [row for row in rows if row["net"] == net])
+    print(f"\nwritten to {_record.write('deep_compression', {'rows': rows})}")
+
+
+def compressed(net: str, seed: int, nncodec: str | None) -> Iterator[Row]:
+    """The network as it was trained, after each step, and packed; then the peer's."""
+    found = _mnist.splits()
+    with tempfile.TemporaryDirectory(prefix="modelpress-bench-") as name:
+        folder = Path(name)
+        _mnist.save(found, folder)
+        network, model = NETS[net](seed), folder / "net.onnx"
+        _mnist.fit(network, found["train"], EPOCHS)
+        _mnist.export(network.eval(), model)
+        whole = _row(net, seed, "trained", model, model, found)
+        yield whole
+        began = time.process_time()
+        last = _applied(model, seed)
+        packed = folder / "model.mpk"
+        packing.pack(last, packed, "entropy")
+        container.unpack(packed, folder / "unpacked.onnx")
+        seconds = time.process_time() - began
+        yield _row(net, seed, "pruned and clustered, ONNX", folder / "unpacked.onnx", last, found)
+        yield _row(net, seed, "packed", folder / "unpacked.onnx", packed, found) | {
+            "seconds": seconds
+        }
+        if nncodec is not None:
+            yield _peer(net, seed, network, whole, found, nncodec, folder)
+
+
+def _applied(model: Path, seed: int) -> Path:
+    """The file that the steps of the recipe lead to, without the packing."""
+    graph = formats.load(model)
+    for index, step in enumerate(_steps()):
+        graph = passes.apply(graph, step, _mnist.surroundings(model, seed=seed, step=index))
+    formats.save(graph, model.with_name("last.onnx"))
+    return model.with_name("last.onnx")
+
+
+def _steps() -> list[Step]:
+    return [step for step in NAMED["deep-compression"].steps if step.changes_model]
+
+
+def _row(
+    net: str, seed: int, what: str, model: Path, file: Path, found: Mapping[str, _mnist.Split]
+) -> Row:
+    """What `file` weighs, and what the model in it answers."""
+    accuracies = {name: _accuracy(model, found[name]) for name in ("validation", "test")}
+    return {"net": net, "seed": seed, "what": what, "bytes": file.stat().st_size, **accuracies}
+
+
+def _accuracy(model: Path, split: _mnist.Split) -> float:
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    (scores,) = session.run(None, {"image": split.images})
+    return float((scores.argmax(1) == split.labels).mean())
+
+
+def _peer(
+    net: str,
+    seed: int,
+    network: nn.Module,
+    whole: Row,
+    found: Mapping[str, _mnist.Split],
+    python: str,
+    folder: Path,
+) -> Row:
+    """The smallest stream of nncodec whose loss on the validation images is small enough."""
+    np.savez(folder / "weights.npz", **{k: v.numpy() for k, v in network.state_dict().items()})
+    best: Row | None = None
+    for step in STEPS:
+        size_bytes = _encoded(folder, python, step)
+        decoded = copy.deepcopy(network)
+        with np.load(folder / "decoded.npz") as arrays:
+            decoded.load_state_dict({k: torch.from_numpy(arrays[k]) for k in arrays})
+        _mnist.export(decoded, folder / "decoded.onnx")
+        row = _row(net, seed, "nncodec", folder / "decoded.onnx", folder / "decoded.onnx", found)
+        row |= {"bytes": size_bytes, "qp": step}
+        good = row["validation"] >= whole["validation"] - LOSS
+        if good and (best is None or size_bytes < best["bytes"]):
+            best = row
+    return best or {**whole, "what": "nncodec: FAIL, no step of its quantizer loses so little"}
+
+
+def _encoded(folder: Path, python: str, step: int) -> int:
+    files = [str(folder / "weights.npz"), str(step), str(folder / "decoded.npz")]
+    done = subprocess.run(
+        [python, "-c", NNCODEC, *files], capture_output=True, text=True, check=True
+    )
+    return int(done.stdout.split()[-1])
+
+
+def _summarise(net: str, rows: list[Row]) -> None:
+    """Means over the seeds."""
+    print(
+        f"\n{net}, mean of {1 + max(row['seed'] for row in rows)} seeds (the paper: {PAPER[net]} times smaller)"
+    )
+    whole = fmean(row["bytes"] for row in rows if row["what"] == "trained")
+    for what in dict.fromkeys(row["what"] for row in rows):
+        of = [row for row in rows if row["what"] == what]
+        size = fmean(row["bytes"] for row in of)
+        test = 100 * fmean(row["test"] for row in of)
+        print(f"{what:28}{size:>12,.0f} bytes{whole / size:>8.1f}x{test:>8.2f} %")
+
+
+def _show(row: Row) -> None:
+    print(
+        f"{row['net']:14} seed {row['seed']} {row['what']:28}{row['bytes']:>10,} bytes  "
+        f"validation {100 * row['validation']:.1f} %  test {100 * row['test']:.1f} %",
+        flush=True,
+    )
+
+
+def _seeded(seed: int, build: Callable[[], nn.Module]) -> nn.Module:
+    torch.manual_seed(seed)
+    return build()
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.deep_compression", description=__doc__
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="runs of everything (default: 3)")
+    parser.add_argument("--nets", nargs="*", choices=list(NETS), default=list(NETS))
+    parser.add_argument("--nncodec", help="python of an environment that has nncodec")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
