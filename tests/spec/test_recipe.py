@@ -238,6 +238,7 @@ def test_named_recipe_is_in_order_and_bears_its_name(name: str) -> None:
 
 def test_unknown_name_is_refused_with_the_names_there_are() -> None:
     with pytest.raises(
-        ValueError, match="'tiny'; the names are deep-compression, half-channels, int8, int8-dynamic, prune-int8"
+        ValueError,
+        match="'tiny'; the names are deep-compression, half-channels, int8, int8-dynamic, prune-int8",
     ):
         named.resolve("tiny")

@@ -16,6 +16,7 @@ _RECURRENT = ("RNN", "GRU", "LSTM")
 _WHOLE = {"start": 0, "end": sys.maxsize}
 """Attributes of Shape, and what they are where they are not given."""
 
+_CUTS = frozenset({"Slice", "Split"})
 _WEIGHTS = {
     **dict.fromkeys(("Conv", "ConvTranspose", "Gemm", "MatMul"), (1,)),
     **dict.fromkeys(_RECURRENT, (1, 2, 3)),
@@ -29,8 +30,8 @@ def weights(graph: Graph, input_shapes: Mapping[str, Sequence[int]]) -> list[str
     w -> (w - mean) / deviation -> Conv                      becomes    w' -> Conv
     w -> gates cut apart, joined in another order -> LSTM    becomes    w' -> LSTM
 
-    What is larger than the floats that it is made of, such as a product of two factors or a decoded table, stays computed. Training
-    after this changes w' itself.
+    What is larger than the floats that it is made of, such as a product of two factors or a decoded table, stays computed, and so does what
+    is made of a weight that is tied: read elsewhere too, otherwise than cut in parts. Training after this changes w' itself.
 
     Returns:
         The layers' names.
@@ -41,7 +42,7 @@ def weights(graph: Graph, input_shapes: Mapping[str, Sequence[int]]) -> list[str
     layers = {n: w for n in graph.nodes if n not in made and (w := _made_weights(n, made))}
     made_of = {value.name or "": value for read in layers.values() for value in read}
     found = _constants.values(graph, input_shapes, sorted(made_of)) if made_of else {}
-    settled = {v for n, v in made_of.items() if found[n].numel() <= _floats_behind(v)}
+    settled = {v for n, v in made_of.items() if _is_own(v, found[n].numel(), made)}
     for value in sorted(settled, key=lambda value: value.name or ""):
         array = tensors.to_numpy(found[value.name or ""])
         edit.replace_uses(value, graph.add_weight(f"{value.name}_settled", array))
@@ -80,16 +81,36 @@ def _made_weights(layer: ir.Node, made: Collection[ir.Node]) -> list[ir.Value]:
     return [value for value in given if value is not None and value.producer() in made]
 
 
-def _floats_behind(value: ir.Value) -> int:
-    """Elements of all float initializers that a value is made of."""
+def _is_own(value: ir.Value, size: int, made: Collection[ir.Node]) -> bool:
+    """Whether a value of this size is made of no fewer floats, which nothing else is made of."""
+    cone = _cone(value)
+    floats = [
+        v for v in cone if v.const_value is not None and v.const_value.dtype.is_floating_point()
+    ]
+    sizes = {v: v.const_value.size for v in floats if v.const_value is not None}
+    return size <= sum(sizes.values()) and not any(
+        _is_tied(source, cone, made) for source in floats if 2 * sizes[source] >= size
+    )
+
+
+def _is_tied(source: ir.Value, cone: set[ir.Value], made: Collection[ir.Node]) -> bool:
+    """Whether a weight is read elsewhere too, other than by cutting a part out of it."""
+    readers = source.consumers()
+    if any(reader not in made for reader in readers):
+        return True
+    outside = [reader for reader in readers if cone.isdisjoint(reader.outputs)]
+    return bool(outside) and any(reader.op_type not in _CUTS for reader in readers)
+
+
+def _cone(value: ir.Value) -> set[ir.Value]:
+    """All values that a value is made of, itself too."""
     todo, seen = [value], {value}
     while todo:
         maker = todo.pop().producer()
         new = {v for v in (maker.inputs if maker else ()) if v is not None} - seen
         seen |= new
         todo.extend(new)
-    stored = [v.const_value for v in seen if v.const_value is not None]
-    return sum(tensor.size for tensor in stored if tensor.dtype.is_floating_point())
+    return seen
 
 
 def _name(value: ir.Value | None) -> str:

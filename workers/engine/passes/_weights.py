@@ -11,13 +11,17 @@ from workers.engine.graph import Graph, edit, fold, plain
 def turn(graph: Graph, *, copy_shared: bool = False) -> None:
     """Turns weights that the graph transposes at each run, as exporters write x @ w.T.
 
-    w -> Transpose -> MatMul    becomes    w.T -> MatMul, under the same name.
+    w -> Transpose -> MatMul    becomes    w.T -> MatMul, under the same name
+    w -> Transpose -> Gemm      becomes    w -> Gemm with the other transB, so that tied weights stay tied
 
     A weight that is read in several forms is left alone, or turned as a copy where `copy_shared`. What depends on constants alone
     is computed once, and roundabout operators are written plainly.
     """
     fold.constants(graph)
     plain.rewrite(graph)
+    for node in graph.nodes:
+        if node.op_type == "Gemm":
+            _read_as_it_lies(node)
     for node in graph.nodes:
         value = node.inputs[0] if node.op_type in ("Transpose", "Identity") else None
         if value is None or value.const_value is None or not _is_read(node.outputs[0]):
@@ -30,6 +34,15 @@ def turn(graph: Graph, *, copy_shared: bool = False) -> None:
             copy = graph.add_weight(f"{value.name}_turned", _turned(node, value))
             edit.replace_uses(node.outputs[0], copy)
     edit.remove_dead(graph)
+
+
+def _read_as_it_lies(gemm: ir.Node) -> None:
+    maker = gemm.inputs[1].producer() if gemm.inputs[1] is not None else None
+    if maker is None or maker.op_type != "Transpose" or maker.inputs[0] is None:
+        return
+    if maker.inputs[0].const_value is not None:
+        gemm.replace_input_with(1, maker.inputs[0])
+        gemm.attributes.add(ir.AttrInt64("transB", 1 - gemm.attributes.get_int("transB", 0)))
 
 
 def _is_read(value: ir.Value) -> bool:
