@@ -215,7 +215,9 @@ def _peer(
     logging.disable(logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        quantization.shape_inference.quant_pre_process(str(path), str(prepared))
+        quantization.shape_inference.quant_pre_process(
+            str(path), str(prepared), skip_symbolic_shape=True
+        )
         quantization.quantize_static(
             str(prepared),
             str(out),
