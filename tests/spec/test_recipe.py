@@ -242,3 +242,14 @@ def test_unknown_name_is_refused_with_the_names_there_are() -> None:
         match="'tiny'; the names are deep-compression, half-channels, int8, int8-dynamic, prune-int8",
     ):
         named.resolve("tiny")
+
+
+@pytest.mark.parametrize("later", ["prune.magnitude", "code.huffman"])
+def test_nothing_comes_after_the_packed_file(later: str) -> None:
+    steps = [{"kind": "quantize.cluster"}, {"kind": "code.entropy"}]
+    assert recipe.parse({"steps": steps}).problems(has_data=False, has_labels=False) == []
+    options = {"sparsity": 0.5} if later.startswith("prune") else {}
+    found = recipe.parse({"steps": [*steps, {"kind": later, **options}]})
+    (problem,) = found.problems(has_data=False, has_labels=False)
+    assert problem.code == "wrong_order"
+    assert problem.pointer == "/steps/2/kind"
