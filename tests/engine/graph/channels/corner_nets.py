@@ -297,8 +297,25 @@ def group_normalization_without_bias() -> onnx.ModelProto:
     y = b.op("InstanceNormalization", b.op("Reshape", x, b.ints(0, 1, -1)), one, none)
     y = b.op("Reshape", y, b.op("Shape", x))
     bias = b.op("Expand", none, b.op("Shape", x, start=1, end=2))
-    y = b.op("Mul", y, b.op("Unsqueeze", b.random("gain", 6, fan_in=1), b.ints(1, 2)))
+    gain = b.op("Unsqueeze", b.random("gain", 6, fan_in=1), b.ints(1, 2))
+    y = b.op("Mul", y, b.op("CastLike", gain, y))
     return image_nets.classified(b, b.op("Add", y, b.op("Unsqueeze", bias, b.ints(1, 2))), 6)
+
+
+def biases_cut_from_one() -> onnx.ModelProto:
+    """Torch's attention over other tokens than its own: queries and keys have parts of one bias."""
+    b = Builder(0)
+    x, bias = token_nets._stream(b), b.bias(20)
+    parts = [
+        b.op("Slice", bias, b.ints(start), b.ints(end), b.ints(0))
+        for start, end in ((0, 8), (8, 20))
+    ]
+    widths = ((8, parts[0]), (12, parts[1]))
+    mixed = [
+        b.op("Relu", b.op("Add", b.op("MatMul", x, b.random("weight", WIDTH, n)), part))
+        for n, part in widths
+    ]
+    return token_nets.classified(b, b.op("Concat", *mixed, axis=2), 20)
 
 
 NETS: dict[str, Callable[[], onnx.ModelProto]] = {
@@ -324,6 +341,7 @@ NETS: dict[str, Callable[[], onnx.ModelProto]] = {
         tokens_mixed_by_a_convolution,
         gates_of_weights,
         positions_by_a_layer,
+        biases_cut_from_one,
         scale_from_the_shape,
         group_normalization_without_bias,
     )
