@@ -117,6 +117,21 @@ def test_statistics_that_the_network_computes_get_gradients(training, tmp_path):
     torch.testing.assert_close((slope * w).sum(1), torch.zeros(8), atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize(("kind", "options"), [("Group", {"num_groups": 6}), ("Instance", {})])
+def test_a_single_value_is_its_own_mean(kind, options, tmp_path):
+    """One value to a group, as behind a global pooling of one sample: the answer is the bias, in ONNX Runtime too."""
+    b = nets.Builder(0, opset=21)
+    scale, bias = b.random("scale", 6, fan_in=1), b.bias(6)
+    x = b.op(f"{kind}Normalization", b.op("GlobalAveragePool", "image"), scale, bias, **options)
+    model = b.model([("image", 1, ("batch", 6, 8, 8))], b.gemm(b.op("Flatten", x), 6, nets.CLASSES))
+    path = tmp_path / "net.onnx"
+    path.write_bytes(model.SerializeToString())
+    feeds, graph = nets.feeds(model, 1), formats.load(path)
+    (got,) = execute.run(graph, feeds).values()
+    np.testing.assert_allclose(got, _reference(path, feeds)[0], atol=1e-5)
+    execute.as_module(graph).train()(*_tensors(feeds))[0].sum().backward()
+
+
 def test_dropout_drops_in_training_only(tmp_path):
     module = execute.as_module(_load("matmul_mlp", tmp_path))
     x = torch.randn(8, 64)

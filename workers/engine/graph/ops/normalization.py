@@ -59,7 +59,8 @@ def _standardized(
 
 @operator(weights=(1, 2))
 def InstanceNormalization(x: Tensor, scale: Tensor, b: Tensor, *, epsilon: float = 1e-5) -> Tensor:
-    return functional.instance_norm(x, None, None, scale, b, True, 0.0, epsilon)
+    """Without the check of torch's wrapper, which refuses a single value, which is its mean: the answer is the bias."""
+    return torch.instance_norm(x, scale, b, None, None, True, 0.0, epsilon, False)
 
 
 @operator(weights=(1, 2), takes_call=True)
@@ -105,7 +106,8 @@ def GroupNormalization(
     epsilon: float = 1e-5,
     stash_type: int = 1,
 ) -> Tensor:
-    return functional.group_norm(x, num_groups, scale, b, epsilon)
+    """Without the check of torch's wrapper, which refuses groups of a single value, which is its mean: the answer is the bias."""
+    return torch.group_norm(x, num_groups, scale, b, epsilon)
 
 
 @operator()
