@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import modelpress
-from app import db, ids, migrate, tables
+from app import db, ids, schema, tables
 from modelpress.spec.state import JobState
 from tests import servers
 from tests.app.conftest import Api
@@ -25,7 +25,7 @@ def migrated(api: Api) -> Api:
     """An API whose database was made by migrations, as ready asks."""
     with db.engine().begin() as connection:
         connection.exec_driver_sql("CREATE TABLE alembic_version (version_num VARCHAR(32))")
-        head = migrate.newest()
+        head = schema.newest()
         connection.exec_driver_sql(f"INSERT INTO alembic_version VALUES ('{head}')")
     return api
 
