@@ -115,7 +115,7 @@ def test_a_free_axis_leaves_it_to_a_job_with_data(tmp_path):
         assert "a job with data can tell" in step(found, kind).reason
     assert found["prune"].ok
     assert found["quantize"].ok
-    assert step(found, "quantize.bits").ok
+    assert step(found, "quantize.cluster").ok
 
 
 def test_a_network_too_large_to_follow_is_left_to_a_job(tmp_path, monkeypatch):
