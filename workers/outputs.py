@@ -20,7 +20,7 @@ from workers.jobdir import HostileOutput
 MAX_REPORT_BYTES = 16 << 20
 MAX_INSPECTION_BYTES = 16 << 20
 MAX_FAILURE_BYTES = 64 << 10
-MAX_ARTIFACTS = 16
+MAX_ARTIFACTS = 48
 _ARTIFACT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
 Inspection = ModelInspection | DatasetInspection

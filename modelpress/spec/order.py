@@ -27,10 +27,16 @@ INSPECTION = "output/inspection.json"
 CONVERTED = "output/converted.onnx"  # what an upload in another format became
 ARTIFACTS = "output/artifacts"
 ONNX, PT2, PACKED = "model.onnx", "model.pt2", "model.mpk"  # of the artifacts
+SENSITIVITY = "sensitivity"  # of the artifacts, followed by .json
 UNPACKED = "output/verify/unpacked.json"  # what came out of the packed one
 
 EXIT_OK = 0
 EXIT_FAILED = 10  # failure.json says why
+
+
+def sensitivity_name(number: int) -> str:
+    """Of the artifact with the first, second, ... table of sensitivities that a job measured."""
+    return f"{SENSITIVITY}.json" if number == 1 else f"{SENSITIVITY}-{number}.json"
 
 
 class _Frozen(BaseModel):
@@ -66,6 +72,9 @@ class CompressOrder(_Frozen):
         default_factory=dict, max_length=MAX_MODELS, description="Other models, by role."
     )
     data: OrderData = OrderData()
+    sensitivity: FileRef | None = Field(
+        default=None, description="What analyze.sensitivity measured of this model before."
+    )
     recipe: Recipe
     formats: Formats = ("onnx",)
     constraints: tuple[Constraint, ...] = ()

@@ -8,6 +8,7 @@ from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from modelpress.spec.analyze import AnalyzeSensitivity
 from modelpress.spec.code import CodeEntropy, CodeHuffman
 from modelpress.spec.problem import Problem, Refused, from_validation
 from modelpress.spec.prune import PruneChannels, PruneLottery, PruneMagnitude, PruneSupermask
@@ -24,7 +25,8 @@ from modelpress.spec.step import Step
 MAX_STEPS = 32
 
 AnyStep = Annotated[
-    PruneMagnitude  #
+    AnalyzeSensitivity  #
+    | PruneMagnitude
     | PruneChannels
     | PruneLottery
     | PruneSupermask
@@ -69,7 +71,22 @@ class Recipe(BaseModel):
     @property
     def packs(self) -> bool:
         """Whether the last step leaves a packed file beside the model."""
-        return not self.steps[-1].changes_model
+        return not self.steps[-1].changes_model and not self.steps[-1].analyzes
+
+    @property
+    def only_analyzes(self) -> bool:
+        """Whether no step changes the model or writes it differently."""
+        return all(step.analyzes for step in self.steps)
+
+    @property
+    def uses_sensitivity(self) -> bool:
+        """Whether a step uses the sensitivities of the model as it was uploaded: one that no other changes before it."""
+        for step in self.steps:
+            if step.uses_sensitivity:
+                return True
+            if step.changes_model:
+                return False
+        return False
 
     def problems(
         self, *, has_data: bool, has_labels: bool, models: Collection[str] = ()
@@ -111,7 +128,9 @@ def parse(body: Any) -> Recipe:
 def _order_problems(steps: tuple[Step, ...]) -> list[Problem]:
     problems = []
     for index, (earlier, later) in enumerate(pairwise(steps), start=1):
-        if not earlier.leaves_trainable and (later.changes_model or not earlier.changes_model):
+        if not earlier.leaves_trainable and (
+            later.changes_model or later.analyzes or not earlier.changes_model
+        ):
             result = "whose result holds integers that no step can change"
             if not earlier.changes_model:
                 result = "which writes the finished model"

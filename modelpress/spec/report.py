@@ -184,8 +184,8 @@ class ArtifactInfo(_Frozen):
     """A file the job made."""
 
     name: str = Field(description="File name, unique in the job.")
-    format: Literal["onnx", "pt2", "npz", "mpk"] = Field(
-        description="'onnx': runs in stock ONNX Runtime. 'pt2': runs in stock torch. 'mpk': packed, `modelpress unpack` makes the ONNX file of it. 'npz': seed and mask of a supermask, from which its weights follow."
+    format: Literal["onnx", "pt2", "npz", "mpk", "json"] = Field(
+        description="'json': what was measured of the model, as a table. 'onnx': runs in stock ONNX Runtime. 'pt2': runs in stock torch. 'mpk': packed, `modelpress unpack` makes the ONNX file of it. 'npz': seed and mask of a supermask, from which its weights follow."
     )
     size_bytes: int = Field(description="Bytes of the file.")
     sha256: str = Field(description="SHA-256 of the file, in hex.")

@@ -19,6 +19,8 @@ class Step(BaseModel):
     """Whether a later step may still train or prune the result."""
     changes_model: ClassVar[bool] = True
     """Whether the model becomes another; a step that only writes it differently may follow any other, and is the last."""
+    analyzes: ClassVar[bool] = False
+    """Whether the step measures and leaves the model as it is, so that any step may follow."""
 
     kind: str
     exclude: tuple[str, ...] = Field(
@@ -46,6 +48,11 @@ class Step(BaseModel):
     def uses_models(self) -> tuple[str, ...]:
         """Roles of other models that the step makes use of where the job has them, the needed ones among them."""
         return self.needs_models
+
+    @property
+    def uses_sensitivity(self) -> bool:
+        """Whether the step makes use of measured sensitivities where the job has them."""
+        return False
 
     def excludes(self, *names: str) -> bool:
         """Whether any of the names matches a pattern of `exclude`."""

@@ -19,6 +19,10 @@ from workers.engine.context import Context
 from workers.engine.graph import Graph, execute, verify
 
 VARIANTS: dict[str, Step] = {
+    "analyze.sensitivity": STEPS["analyze.sensitivity"](
+        amounts={"bits": (2, 8), "magnitude": (0.5,), "channels": (0.5,), "low_rank": (0.5,)},
+        samples=24,
+    ),
     "code.huffman": STEPS["code.huffman"](),
     "code.entropy": STEPS["code.entropy"](),
     "prune.magnitude": STEPS["prune.magnitude"](sparsity=0.5),
@@ -143,7 +147,7 @@ def test_conformance(case, tmp_path):
     data = exported(result, tmp_path / "result.onnx")
     check_signature(model, data)
     check_agrees_with_onnx_runtime(result, data, model)
-    check_coverage(ctx)
+    check_coverage(ctx, step)
     check_effect(step, source, data, ctx)
     check_repeatable(step, source, ctx, data, tmp_path)
 
@@ -163,8 +167,8 @@ def check_agrees_with_onnx_runtime(graph: Graph, data: bytes, model: onnx.ModelP
         assert off.mean() <= (RARE if b"QuantizeLinear" in data else 0)
 
 
-def check_coverage(ctx: Context) -> None:
-    assert ctx.coverage.touched
+def check_coverage(ctx: Context, step: Step) -> None:
+    assert bool(ctx.coverage.touched) is not step.analyzes
     assert all(skipped.reason for skipped in ctx.coverage.skipped)
     names = [touched.layer for touched in ctx.coverage.touched]
     assert len(names) == len(set(names))
@@ -175,7 +179,10 @@ def check_effect(step: Step, source: Graph, data: bytes, ctx: Context) -> None:
     after = onnx.load_from_string(data)
     weights = {w.name: onnx.numpy_helper.to_array(w) for w in after.graph.initializer}
     layers = [weights[name] for name in weights if name.startswith("weight")]
-    if step.kind == "prune.magnitude" and step.pattern is not None:
+    if step.analyzes:
+        assert data == exported(source, ctx.work / "source.onnx")
+        assert ctx.coverage.sensitivity.rows
+    elif step.kind == "prune.magnitude" and step.pattern is not None:
         kept, of = step.kept_of
         assert {float((w != 0).mean()) for w in layers} <= {kept / of, 1.0}
     elif step.kind == "prune.magnitude":

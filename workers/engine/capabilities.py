@@ -19,7 +19,7 @@ from workers.engine.errors import EngineError
 from workers.engine.graph import Graph
 from workers.engine.passes._lookahead import Undetermined
 
-FAMILIES = ("prune", "distill", "quantize", "rewrite", "dynamic", "code")
+FAMILIES = ("analyze", "prune", "distill", "quantize", "rewrite", "dynamic", "code")
 LIMIT_S = 30.0
 """For one kind of step."""
 MAX_GROUPS, MAX_NAMES, MAX_TEXT = 16, 16, 300

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from modelpress.spec.report import Control, Curve, SizeParts, Skipped, Touched
+from modelpress.spec.sensitivity import Sensitivity
 from workers.engine import data, graph
 from workers.engine.errors import Unsupported
 
@@ -38,6 +39,8 @@ class Coverage:
     """Artifacts beside the model, which belong to it as this step left it."""
     coded: SizeParts | None = None
     """What the bytes of the packed file among them are for."""
+    sensitivity: Sensitivity | None = None
+    """What the step found out of the network it was given."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,11 @@ class Context:
     outputs: dict[str, NDArray[Any]] = field(
         default_factory=dict
     )  # of the uploaded model on the eval split, once it is measured
+    sensitivity: Sensitivity | None = (
+        None  # of the network as it is before the step, where that is known
+    )
+    model_sha256: str = ""  # of the uploaded file
+    history: tuple[str, ...] = ()  # kinds of the steps that changed the model before this one
     scope: str = ""  # the step, 'steps/1': steps draw different numbers from the same seed
     report: Report = silent  # fraction of the step from 0 to 1, and what is being done
     coverage: Coverage = field(default_factory=Coverage)

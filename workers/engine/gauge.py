@@ -38,6 +38,8 @@ class Performed:
     index: int
     seconds: float
     coverage: context.Coverage
+    analyzes: bool = False
+    """Whether it left the model as it was."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ class Gauge:
             controls=tuple(done.coverage.controls),
             curves=tuple(done.coverage.curves),
         )
-        if stage.size.coded_bytes is not None:
+        if stage.size.coded_bytes is not None or done.analyzes:
             return stage
         found = *_shortfalls(before, stage), *bound.explain(before, stage, graph, self.shapes)
         return stage.model_copy(update={"notes": (*stage.notes, *found)})

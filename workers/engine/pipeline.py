@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from pydantic import ValidationError
 
 from modelpress.spec import order
 from modelpress.spec.order import CompressOrder
 from modelpress.spec.report import DataUse, Report, Stage
+from modelpress.spec.sensitivity import Sensitivity
 from modelpress.spec.step import Step
 from workers.engine import context, data, formats, others, outbox, passes, probing
-from workers.engine.context import Context
+from workers.engine.context import Context, Coverage
 from workers.engine.errors import BadData
 from workers.engine.formats import inspection, torch_save
 from workers.engine.gauge import Gauge, Performed
@@ -41,12 +44,19 @@ def compress(jobdir: Path) -> Report:
     gauge, report = _baseline(job)
     before = graph = job.ctx.source
     files: tuple[Path, ...] = ()
+    analyses: list[Sensitivity] = []
     for index, step in enumerate(job.asked.recipe.steps):
         before = graph
-        graph, stage, files = _perform(job, gauge, graph, index, step, report.stages[-1])
+        graph, stage, coverage = _perform(job, gauge, graph, index, step, report.stages[-1])
+        if coverage.sensitivity is not None:
+            analyses.append(coverage.sensitivity)
+        if not step.analyzes:
+            files = tuple(coverage.files)
+        job = replace(job, ctx=_known(job.ctx, step, coverage))
         report = report.model_copy(update={"stages": (*report.stages, stage)})
         _finish_stage(job, report)
     _keep_artifacts(job, gauge, graph, files)
+    _keep_analyses(job, analyses)
     probing.write(job.jobdir, graph, before, gauge)
     return report
 
@@ -85,6 +95,8 @@ def _open(jobdir: Path) -> _Job:
         models=others.Models({r: jobdir / f.path for r, f in asked.models.items()}, source),
         train=train,
         eval=held,
+        sensitivity=_sensitivity(jobdir, asked),
+        model_sha256=asked.model.sha256,
     )
     return _Job(jobdir, asked, ctx, _use(train, held, how), teller)
 
@@ -103,6 +115,26 @@ def _open_data(
         train, held, how = data.split(train, wanted.eval_fraction, asked.seed)
     _check_needs(asked, train)
     return train, held, how
+
+
+def _sensitivity(jobdir: Path, asked: CompressOrder) -> Sensitivity | None:
+    """The table that came with the order.
+
+    Raises:
+        BadData: it is no table, or one of another model.
+    """
+    if asked.sensitivity is None:
+        return None
+    try:
+        found = Sensitivity.model_validate_json((jobdir / asked.sensitivity.path).read_bytes())
+    except ValidationError as e:
+        raise BadData(
+            f"'{asked.sensitivity.name}' is no table of sensitivities: {e.errors()[0]['msg']}",
+            hint="give a file that analyze.sensitivity wrote",
+        ) from e
+    if problem := found.unlike(asked.model.sha256):
+        raise BadData(problem, hint="measure this model with analyze.sensitivity")
+    return found
 
 
 def _check_needs(asked: CompressOrder, train: data.Dataset | None) -> None:
@@ -164,10 +196,10 @@ def _baseline(job: _Job) -> tuple[Gauge, Report]:
 
 def _perform(
     job: _Job, gauge: Gauge, graph: Graph, index: int, step: Step, before: Stage
-) -> tuple[Graph, Stage, tuple[Path, ...]]:
+) -> tuple[Graph, Stage, Coverage]:
     """Applies a step to a copy of the graph, exports the result and measures the exported file.
 
-    Answers the files that the step left beside the model, too.
+    Answers what the step left beside the model, too.
     """
     job.teller.start(index + 1, step.kind, f"step {index + 1} of {len(job.asked.recipe.steps)}")
     started = time.monotonic()
@@ -181,11 +213,20 @@ def _perform(
     stage = gauge.measure(
         exported,
         result,
-        Performed(step.kind, index, seconds, ctx.coverage),
+        Performed(step.kind, index, seconds, ctx.coverage, step.analyzes),
         before,
         job.teller.part(_MEASURING, 1.0),
     )
-    return result, stage, tuple(ctx.coverage.files)
+    return result, stage, ctx.coverage
+
+
+def _known(ctx: Context, step: Step, done: Coverage) -> Context:
+    """What the next step knows: a table of sensitivities holds until a step changes the network."""
+    if done.sensitivity is not None:
+        return replace(ctx, sensitivity=done.sensitivity)
+    if not step.changes_model:
+        return ctx
+    return replace(ctx, sensitivity=None, history=(*ctx.history, step.kind))
 
 
 def _finish_stage(job: _Job, report: Report) -> None:
@@ -209,3 +250,9 @@ def _keep_artifacts(job: _Job, gauge: Gauge, graph: Graph, files: Iterable[Path]
         torch_save.save(graph, folder / order.PT2, probing.example(gauge))
     for path in files:
         shutil.copyfile(path, folder / path.name)
+
+
+def _keep_analyses(job: _Job, found: Sequence[Sensitivity]) -> None:
+    """Writes the tables of sensitivities beside the model: sensitivity.json, sensitivity-2.json, ..."""
+    for number, table in enumerate(found, start=1):
+        outbox.write(job.jobdir / order.ARTIFACTS / order.sensitivity_name(number), table)

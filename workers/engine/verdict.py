@@ -19,7 +19,7 @@ def judge(report: Report, constraints: Sequence[Constraint]) -> Report:
     """The report with each constraint beside what was measured, and the outcome."""
     original, final = report.stages[0], report.stages[-1]
     results = tuple(_result(asked, original, final) for asked in constraints)
-    outcome = _outcome(original, final, results)
+    outcome = _outcome(report, results)
     return report.model_copy(update={"constraints": results, "outcome": outcome})
 
 
@@ -50,10 +50,11 @@ def _result(asked: Constraint, original: Stage, final: Stage) -> ConstraintResul
     return constraint.judge(asked, before, measured(final, asked.metric))
 
 
-def _outcome(original: Stage, final: Stage, results: Sequence[ConstraintResult]) -> Outcome:
+def _outcome(report: Report, results: Sequence[ConstraintResult]) -> Outcome:
+    original, final = report.stages[0], report.stages[-1]
     smallest = min(final.size.file_bytes, final.size.coded_bytes or final.size.file_bytes)
     smaller = smallest < SMALLER_BELOW * original.size.file_bytes
     faster = final.latency.ratio < FASTER_BELOW
-    if not smaller and not faster:
+    if not smaller and not faster and not report.recipe.only_analyzes:
         return Outcome.NOT_IMPROVED
     return Outcome.MET if all(result.met for result in results) else Outcome.BEST_EFFORT

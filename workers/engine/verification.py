@@ -24,7 +24,8 @@ from workers.engine.probes import Arrays, Probe
 PT2 = "workers.engine.pt2_verification"
 """Loaded by name where it is asked for: it loads torch."""
 
-_FORMATS: Mapping[str, Literal["onnx", "pt2", "npz", "mpk"]] = {
+_FORMATS: Mapping[str, Literal["onnx", "pt2", "npz", "mpk", "json"]] = {
+    ".json": "json",
     ".mpk": "mpk",
     ".npz": "npz",
     ".pt2": "pt2",

@@ -1,0 +1,139 @@
+"""How far the outputs of a changed network are from those of the float one, on the same training samples."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from workers.engine import data
+from workers.engine.context import Context
+from workers.engine.errors import BadModel
+from workers.engine.graph import Graph, execute, program
+from workers.engine.measure.quality import Reference
+from workers.engine.passes.analyze._form import Array
+from workers.engine.passes.quantize import _affine, _moments
+
+Outputs = dict[str, npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What came of a change."""
+
+    error: float
+    agreement: float | None
+    accuracy: float | None
+
+
+class Meter:
+    """The samples, and what the float network answers to them: computed once."""
+
+    def __init__(
+        self, graph: Graph, module: execute.GraphModule, samples: data.Dataset, ctx: Context
+    ) -> None:
+        self.samples = samples.samples
+        self._labels, self._ctx = samples.labels, ctx
+        self._inputs = [value.name or "" for value in graph.inputs]
+        self._names = [value.name or "" for value in graph.outputs]
+        self._feeds = [
+            (len(np.unique(indices)), inputs)
+            for indices, inputs in _moments.feeds(graph, samples, ctx)
+        ]
+        self._reference = Reference(self._outputs(module, {}, {}))
+        self._norm = sum(_squares(y) for y in self._reference.outputs.values())
+
+    @property
+    def before(self) -> Effect:
+        """The float network beside itself."""
+        return self._effect(dict(self._reference.outputs))
+
+    def measure(
+        self,
+        module: execute.GraphModule,
+        weights: Mapping[str, Array] | None = None,
+        codes: Mapping[str, _affine.Activation] | None = None,
+    ) -> Effect:
+        """A module, with other weights in the place of these, and these values rounded to codes."""
+        through = {name: _rounding(code) for name, code in (codes or {}).items()}
+        return self._effect(self._outputs(module, weights or {}, through))
+
+    def ranges(
+        self, module: execute.GraphModule, names: Sequence[str]
+    ) -> dict[str, _affine.Activation]:
+        """Codes of these values between the extremes that they have on the samples.
+
+        Raises:
+            BadModel: one of them is not finite.
+        """
+        low, high = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
+        for new, inputs in self._feeds:
+            with torch.no_grad():
+                values = module.values(inputs, names)
+            for name in names:
+                seen = values[name][:new] if len(values[name]) >= new else values[name]
+                low[name] = min(low[name], float(seen.min()))
+                high[name] = max(high[name], float(seen.max()))
+        for name in names:
+            if not np.isfinite([low[name], high[name]]).all():
+                raise BadModel(
+                    f"'{name}' has values that are not finite on training samples", layer=name
+                )
+        return {name: _affine.activation(low[name], high[name]) for name in names}
+
+    def _outputs(
+        self,
+        module: execute.GraphModule,
+        weights: Mapping[str, Array],
+        through: Mapping[str, program.Change],
+    ) -> Outputs:
+        device = self._ctx.device
+        instead = {
+            n: torch.from_numpy(np.ascontiguousarray(w)).to(device) for n, w in weights.items()
+        }
+        rows: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in self._names}
+        for new, inputs in self._feeds:
+            fed = [
+                through[name](x) if name in through else x
+                for name, x in zip(self._inputs, inputs, strict=True)
+            ]
+            with torch.no_grad():
+                answers = module.run_with(instead, fed, through)
+            for name, answer in zip(self._names, answers, strict=True):
+                rows[name].append(answer[:new].float().cpu().numpy())
+        return {name: np.concatenate(parts) for name, parts in rows.items()}
+
+    def _effect(self, found: Outputs) -> Effect:
+        moved = sum(_squares(found[n] - y) for n, y in self._reference.outputs.items())
+        error = float(np.sqrt(moved / max(self._norm, 1e-30)))
+        scores = self._reference.scores
+        if scores is None:
+            return Effect(_finite(error), None, None)
+        top = self._reference.top_class(found[scores])
+        kept = self._reference.top_class(self._reference.outputs[scores])
+        accurate = None if self._labels is None else float((top == self._labels).mean())
+        return Effect(_finite(error), float((top == kept).mean()), accurate)
+
+
+def _rounding(codes: _affine.Activation) -> program.Change:
+    """Values as their codes give them back."""
+    scale, zero = float(codes.scale), int(codes.zero)
+    low, high = codes.limits
+
+    def through(x: torch.Tensor) -> torch.Tensor:
+        return (torch.round(x / scale).add_(zero).clamp_(low, high) - zero) * scale
+
+    return through
+
+
+def _squares(values: npt.NDArray[np.floating]) -> float:
+    return float(np.square(values.astype(np.float64)).sum())
+
+
+def _finite(value: float) -> float:
+    """JSON holds no infinity; the largest float stands for it, and for what is no number."""
+    return sys.float_info.max if not np.isfinite(value) else value
