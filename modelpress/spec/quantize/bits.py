@@ -153,3 +153,7 @@ class QuantizeBits(Step):
     @property
     def needs_labels(self) -> bool:
         return self.mixed is not None and self.mixed.max_accuracy_drop is not None
+
+    @property
+    def uses_sensitivity(self) -> bool:
+        return self.mixed is not None

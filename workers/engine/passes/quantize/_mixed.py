@@ -42,8 +42,10 @@ def choose(graph: Graph, packings: Packings, step: QuantizeBits, ctx: Context) -
         Unsupported: the target can't be reached with these choices.
     """
     assert step.mixed is not None, "asked by the caller"
-    few = _Network(graph, _moments.taken(min(step.samples, SAMPLES), ctx), ctx)
-    harm = _harms(few, packings, ctx)
+    harm = _known(packings, ctx)
+    if harm is None:
+        few = _Network(graph, _moments.taken(min(step.samples, SAMPLES), ctx), ctx)
+        harm = _harms(few, packings, ctx)
     cost = {
         name: {width: _bits_of(packed, step.mixed) for width, packed in of.items()}
         for name, of in packings.items()
@@ -94,6 +96,26 @@ class _Network:
             )
         found = reference.top_class(self.outputs(packings)[scores])
         return float((found == self.labels).mean())
+
+
+def _known(packings: Packings, ctx: Context) -> dict[str, dict[int, float]] | None:
+    """The harms of weights rounded to nearest, where they were measured before; null where one is missing."""
+    table = ctx.sensitivity
+    if table is None:
+        return None
+    sizes = {name: next(iter(of.values())).matrix.shape for name, of in packings.items()}
+    widths = sorted({float(width) for of in packings.values() for width in of})
+    if missing := table.missing("bits", sizes, widths):
+        ctx.note(f"sensitivities were measured anew: in those that are known, {missing}")
+        return None
+    groups = "outputs" if table.group_size is None else f"groups of {table.group_size}"
+    ctx.note(
+        f"sensitivities were not measured but known: of weights rounded to nearest in {groups}, on {table.samples:,} training samples"
+    )
+    errors = table.errors("bits")
+    return {
+        name: {width: errors[name][width] ** 2 for width in of} for name, of in packings.items()
+    }
 
 
 def _harms(network: _Network, packings: Packings, ctx: Context) -> dict[str, dict[int, float]]:
