@@ -4,41 +4,19 @@ import itertools
 import re
 
 import numpy as np
-import onnxruntime
 import pytest
 
 from modelpress.spec.prune import PruneChannels
 from modelpress.spec.step import FineTune
 from tests.engine import jobs, nets
-from tests.engine.graph.channels import corner_nets
 from tests.engine.nets import Builder
-from workers.engine import formats, passes
+from tests.engine.passes.channel_pruning import answers, load, prune
+from workers.engine import passes
 from workers.engine.errors import BadModel, NothingChanged, Unsupported
 from workers.engine.graph import channels, execute, shapes
-from workers.engine.passes import _settle, _weights
 from workers.engine.passes.prune._clock import Clock
 
 BRIEF = FineTune(epochs=1, batch_size=16)
-
-
-def load(net, tmp_path):
-    """A tiny net by its name, or one that is given as a model."""
-    if isinstance(net, str):
-        return jobs.load(net, tmp_path)
-    path = tmp_path / "net.onnx"
-    path.write_bytes(net.SerializeToString())
-    return net, formats.load(path)
-
-
-def prune(net, tmp_path, *, seed=0, samples=48, change=None, **options):
-    """The pruned graph and the context; `change` is done to the graph before."""
-    model, graph = load(net, tmp_path)
-    if change is not None:
-        change(graph)
-    step = PruneChannels(**options)
-    train = jobs.dataset_of(model, samples) if step.needs_data else None
-    ctx = jobs.context_of(graph.clone(), tmp_path, train, seed=seed)
-    return passes.apply(graph, step, ctx), ctx
 
 
 def widths(graph, axis=0):
@@ -54,82 +32,6 @@ def lost(before, after):
 def macs(graph, model):
     inputs = {name: array.shape for name, array in nets.feeds(model, 1).items()}
     return sum(shapes.macs(graph, inputs).values())
-
-
-def answers(graph, model, tmp_path):
-    """What ONNX Runtime answers to a graph's exported file."""
-    formats.save(graph, tmp_path / "answers.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "answers.onnx")
-    return session.run(["logits"], nets.feeds(model, 5, seed=3))[0]
-
-
-def test_filters_that_are_computed_from_weights_are_computed_once(tmp_path):
-    model, graph = load(corner_nets.standardized_weights(), tmp_path)
-    wanted = answers(graph, model, tmp_path)
-    assert _settle.weights(graph, shapes.example_shapes(graph)) == ["Conv_18"]
-    np.testing.assert_allclose(answers(graph, model, tmp_path), wanted, atol=1e-5)
-    pruned, ctx = prune(corner_nets.standardized_weights(), tmp_path, fraction=0.5)
-    assert sorted(w.shape for w in pruned.parameters().values() if w.ndim == 4) == [
-        (3, 2, 3, 3),
-        (4, 3, 3, 3),
-    ]
-    assert any("computed once" in note for note in ctx.coverage.notes)
-
-
-def test_gates_that_are_reordered_at_each_run_are_reordered_once(tmp_path):
-    model, graph = load(corner_nets.lstm_of_reordered_gates(), tmp_path)
-    wanted = answers(graph, model, tmp_path)
-    assert len(_settle.weights(graph, shapes.example_shapes(graph))) == 1
-    np.testing.assert_allclose(answers(graph, model, tmp_path), wanted, atol=1e-5)
-    pruned, _ = prune(corner_nets.lstm_of_reordered_gates(), tmp_path, fraction=0.5)
-    assert sorted(w.shape for w in pruned.parameters().values() if w.ndim == 3) == [
-        (1, 12, 3),
-        (1, 12, 8),
-    ]
-
-
-def test_weights_that_are_tied_stay_tied(tmp_path):
-    """Read as they are and standardized: one weight, whatever is made of it."""
-    b = Builder(0)
-    w = b.random("weight", 8, 8)
-    other = b.op("Mul", w, b.random("gain", 8, 1, fan_in=1))
-    x = b.op(
-        "Relu", b.op("MatMul", b.op("Flatten", b.op("GlobalAveragePool", b.conv("image", 2, 8))), w)
-    )
-    _, graph = load(
-        b.model(
-            [("image", 1, ("batch", 2, 8, 8))], b.gemm(b.op("MatMul", x, other), 8, nets.CLASSES)
-        ),
-        tmp_path,
-    )
-    assert _settle.weights(graph, shapes.example_shapes(graph)) == []
-
-
-def test_a_gemm_reads_a_turned_weight_as_it_lies(tmp_path):
-    """What torch exports of an autoencoder with tied weights."""
-    b = Builder(0)
-    w = b.random("weight", 8, 6)
-    x = b.op("Flatten", b.op("GlobalAveragePool", b.conv("image", 2, 6)))
-    hidden = b.op("Relu", b.op("Gemm", x, w, transB=1))
-    back = b.op("Relu", b.op("Gemm", hidden, b.op("Transpose", w, perm=[1, 0]), transB=1))
-    net = b.model([("image", 1, ("batch", 2, 8, 8))], b.gemm(back, 6, nets.CLASSES))
-    model, graph = load(net, tmp_path)
-    wanted = answers(graph, model, tmp_path)
-    _weights.turn(graph)
-    np.testing.assert_allclose(answers(graph, model, tmp_path), wanted, atol=1e-6)
-    pruned, _ = prune(net, tmp_path, fraction=0.5)
-    assert pruned.parameters()[w].shape == (4, 3)
-
-
-def test_a_product_of_two_factors_stays_one(tmp_path):
-    b = Builder(0)
-    w = b.op("MatMul", b.random("down", 16, 2), b.random("up", 2, 16))
-    x = b.op("MatMul", b.op("Flatten", b.op("GlobalAveragePool", b.conv("image", 2, 16))), w)
-    _, graph = load(
-        b.model([("image", 1, ("batch", 2, 8, 8))], b.gemm(x, 16, nets.CLASSES)), tmp_path
-    )
-    assert _settle.weights(graph, shapes.example_shapes(graph)) == []
-    assert [node.op_type for node in graph.nodes].count("MatMul") == 2
 
 
 OPTIONS = {
