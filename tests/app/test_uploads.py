@@ -1,58 +1,28 @@
-"""Uploads over real HTTP: tus 1.0, plain requests, and everything that may go wrong on the way."""
+"""Uploads over real HTTP: tus 1.0 and plain requests."""
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import http.client
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from datetime import timedelta
-from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
-from app import db, intake, settings, storage, tables, uploads
+from app import settings
 from tests.app.conftest import Api, new_project
-
-TUS = {"Tus-Resumable": "1.0.0"}
-PART = {**TUS, "Content-Type": "application/offset+octet-stream"}
-DATA = bytes(range(256)) * 12_000  # 3 MB: several blocks
-
-
-def b64(value: bytes) -> str:
-    return base64.b64encode(value).decode()
-
-
-def sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def create(client: httpx.Client, size_bytes: int = len(DATA), **metadata: str) -> str:
-    pairs = ",".join(f"{k} {b64(v.encode())}" for k, v in metadata.items())
-    headers = {**TUS, "Upload-Length": str(size_bytes), "Upload-Metadata": pairs}
-    response = client.post("/v1/uploads", headers=headers)
-    assert response.status_code == 201
-    return response.headers["Location"]
-
-
-def patch(
-    client: httpx.Client, location: str, data: bytes, offset: int, **headers: str
-) -> httpx.Response:
-    extra = {name.replace("_", "-"): value for name, value in headers.items()}
-    sent = {**PART, "Upload-Offset": str(offset), **extra}
-    return client.patch(location, content=data, headers=sent)
-
-
-def stored(upload: str) -> list[str]:
-    """The objects of an upload."""
-    return [key for key, _ in storage.get().list(f"uploads/{upload.rpartition('/')[2]}/")]
-
-
-def everything_stored() -> list[str]:
-    return [key for key, _ in storage.get().list("uploads/")]
+from tests.app.tus import (
+    DATA,
+    PART,
+    TUS,
+    b64,
+    connect,
+    create,
+    everything_stored,
+    patch,
+    sha256,
+    stored,
+)
 
 
 def test_file_comes_in_two_parts_and_is_hashed_as_one(any_client: httpx.Client) -> None:
@@ -281,7 +251,7 @@ def test_declared_size_over_the_limit_is_refused_before_the_body_is_read(
     configure(database_url=sqlite_database_url, max_upload_bytes=1000)
     api = Api(serve(), *new_project("ours"))
 
-    with closing(_connect(api, "POST", "/v1/uploads", {"Content-Length": "1001"})) as sender:
+    with closing(connect(api, "POST", "/v1/uploads", {"Content-Length": "1001"})) as sender:
         assert sender.getresponse().status == 413
 
 
@@ -326,55 +296,6 @@ def test_malformed_metadata_is_refused(client: httpx.Client) -> None:
     assert "filename" in refused.json()["detail"]
 
 
-def test_what_came_before_the_connection_broke_is_kept(any_api: Api) -> None:
-    with any_api.client() as client:
-        location = create(client)
-        _send_and_break(any_api, "PATCH", location, {**PART, "Upload-Offset": "0"})
-        offset = _offset_after(client, location, more_than=0)
-
-        rest = patch(client, location, DATA[offset:], offset)
-
-        assert rest.status_code == 204
-        assert client.get(location).json()["sha256"] == sha256(DATA)
-
-
-def test_plain_upload_that_breaks_leaves_nothing(api: Api) -> None:
-    _send_and_break(api, "POST", "/v1/uploads", {})
-
-    _until(lambda: _uploads() == 0)
-    assert everything_stored() == []
-
-
-def test_one_request_writes_at_a_time(api: Api) -> None:
-    with api.client() as client:
-        location = create(client)
-        with _writer(api, location) as writer:
-            writer.send(DATA[:2_000_000])
-            _until(lambda: _has_writer(location))
-
-            second = patch(client, location, DATA, 0)
-            removal = client.delete(location, headers=TUS)
-            writer.send(DATA[2_000_000:])
-
-            assert (second.status_code, second.headers["Retry-After"]) == (423, "1")
-            assert removal.status_code == 423
-            assert writer.getresponse().status == 204
-        assert client.get(location).json()["sha256"] == sha256(DATA)
-
-
-def test_silent_client_is_cut_and_its_bytes_are_kept(
-    api: Api, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(intake, "SILENCE_S", 0.2)
-    with api.client() as client:
-        location = create(client)
-        with _writer(api, location) as writer:
-            writer.send(DATA[:1000])
-            assert writer.getresponse().getheader("Upload-Offset") == "1000"
-
-        assert patch(client, location, DATA[1000:], 1000).status_code == 204
-
-
 def test_termination_removes_the_bytes(any_client: httpx.Client) -> None:
     location = create(any_client)
     patch(any_client, location, DATA[:1000], 0)
@@ -397,55 +318,6 @@ def test_method_may_be_overridden(client: httpx.Client) -> None:
     assert (appended.status_code, removed.status_code, neither.status_code) == (204, 204, 400)
 
 
-def test_expired_uploads_are_removed_with_their_bytes(any_client: httpx.Client) -> None:
-    expired, current = create(any_client), create(any_client)
-    patch(any_client, expired, DATA[:1000], 0)
-    with db.transaction() as session:
-        row = session.get_one(tables.Upload, expired.rpartition("/")[2])
-        row.expires_at = tables.now() - timedelta(seconds=1)
-
-    late = patch(any_client, expired, DATA[1000:], 1000)
-    with db.transaction() as session:
-        removed = uploads.expire(session)
-
-    assert late.status_code == 410
-    assert removed == 1
-    assert any_client.get(expired).status_code == 404
-    assert any_client.get(current).status_code == 200
-    assert stored(expired) == []
-
-
-def test_writer_whose_lease_ran_out_writes_nothing(api: Api) -> None:
-    with api.client() as client:
-        location = create(client)
-        with _writer(api, location) as writer:
-            writer.send(DATA[:1000])
-            _until(lambda: _has_writer(location))
-            with db.transaction() as session:
-                row = session.get_one(tables.Upload, location.rpartition("/")[2])
-                row.writer_until = tables.now()
-
-            assert patch(client, location, DATA, 0).status_code == 204
-            writer.send(DATA[1000:])
-            assert writer.getresponse().status == 423
-
-        assert client.get(location).json()["sha256"] == sha256(DATA)
-
-
-def test_upload_whose_parts_were_lost_is_given_up(client: httpx.Client) -> None:
-    location = create(client)
-    patch(client, location, DATA[:1000], 0)
-    [part] = stored(location)
-    (settings.get().home / "files" / part).write_bytes(DATA[:10])  # as a power failure may leave it
-
-    refused = patch(client, location, DATA[1000:], 1000)
-
-    assert (refused.status_code, refused.json()["code"]) == (410, "upload_damaged")
-    assert "990 bytes" in refused.json()["detail"]
-    assert client.get(location).status_code == 404
-    assert stored(location) == []
-
-
 def test_uploads_of_two_projects_are_strangers(api: Api) -> None:
     _, foreign = new_project("theirs")
     with api.client() as ours, api.client(foreign) as theirs:
@@ -461,52 +333,3 @@ def test_uploads_of_two_projects_are_strangers(api: Api) -> None:
         ]
 
         assert {answer.status_code for answer in answers} == {404}
-
-
-def _connect(
-    api: Api, method: str, path: str, headers: dict[str, str]
-) -> http.client.HTTPConnection:
-    """A request whose body is still to be sent."""
-    connection = http.client.HTTPConnection(urlsplit(api.url).netloc, timeout=30)
-    connection.putrequest(method, path)
-    for name, value in {"Authorization": f"Bearer {api.key}", **headers}.items():
-        connection.putheader(name, value)
-    connection.endheaders()
-    return connection
-
-
-def _writer(api: Api, location: str) -> closing[http.client.HTTPConnection]:
-    headers = {**PART, "Upload-Offset": "0", "Content-Length": str(len(DATA))}
-    return closing(_connect(api, "PATCH", location, headers))
-
-
-def _send_and_break(api: Api, method: str, path: str, headers: dict[str, str]) -> None:
-    declared = {"Content-Length": str(len(DATA)), **headers}
-    with closing(_connect(api, method, path, declared)) as connection:
-        connection.send(DATA[:2_500_000])
-
-
-def _until(holds: Callable[[], bool], within_s: float = 10.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not holds():
-        assert time.monotonic() < deadline, "it did not come to that"
-        time.sleep(0.01)
-
-
-def _offset_after(client: httpx.Client, location: str, *, more_than: int) -> int:
-    def offset() -> int:
-        return int(client.head(location).headers["Upload-Offset"])
-
-    _until(lambda: offset() > more_than)
-    return offset()
-
-
-def _uploads() -> int:
-    with db.transaction() as session:
-        return session.query(tables.Upload).count()
-
-
-def _has_writer(location: str) -> bool:
-    with db.transaction() as session:
-        row = session.get_one(tables.Upload, location.rpartition("/")[2])
-        return row.writer is not None
