@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import obstore
 from anyio import to_thread
@@ -35,6 +35,11 @@ _READ_BYTES = 2 << 20
 _MAX_S3_PARTS = 10_000
 _MAX_S3_COPY_BYTES = 5 << 30
 _RESERVE_RATIO = 0.02
+PATIENCE = timedelta(minutes=10)
+"""For one request to a bucket: a part of a large file may take long."""
+BRIEF = timedelta(seconds=10)
+"""For a removal, all tries together: the lock that makes it safe is lost with a transaction that idles for 30 s."""
+_RETRIES = timedelta(minutes=3)
 _ATTACHMENT = {"Content-Type": "application/octet-stream", "Content-Disposition": "attachment"}
 
 
@@ -50,8 +55,14 @@ class Store:
     where the store does not answer.
     """
 
-    def __init__(self, objects: LocalStore | S3Store, root: Path | None) -> None:
+    def __init__(
+        self,
+        objects: LocalStore | S3Store,
+        root: Path | None,
+        brief: S3Store | None = None,
+    ) -> None:
         self._objects, self._root = objects, root
+        self._brief = brief or objects
 
     async def put_stream(self, key: str, chunks: AsyncIterator[bytes], *, size_bytes: int) -> None:
         """Writes what comes, at most `size_bytes`; the object appears whole or not at all. `settle` makes it last."""
@@ -142,12 +153,12 @@ class Store:
     def delete(self, key: str) -> None:
         """Removes an object; a missing one is no error."""
         with _translated(key), _missing_allowed():
-            obstore.delete(self._objects, key)
+            obstore.delete(self._brief, key)
 
     async def delete_async(self, key: str) -> None:
         """Removes an object; a missing one is no error."""
         with _translated(key), _missing_allowed():
-            await obstore.delete_async(self._objects, key)
+            await obstore.delete_async(self._brief, key)
 
     def delete_below(self, prefix: str) -> None:
         """Removes every object whose key begins with a prefix that ends in '/'."""
@@ -228,13 +239,14 @@ def make_store(values: Settings) -> Store:
         root.mkdir(parents=True, exist_ok=True)
         return Store(LocalStore(root, mkdir=True), root)
     if url.scheme == "s3" and url.netloc:
-        return Store(_bucket(url.netloc, url.path.strip("/"), values), None)
+        whole, brief = (_bucket(url, values, patience) for patience in (PATIENCE, BRIEF))
+        return Store(whole, None, brief)
     raise ValueError(
         f"MODELPRESS_STORAGE_URL {values.storage_url!r} is neither file:///path nor s3://bucket"
     )
 
 
-def _bucket(name: str, prefix: str, values: Settings) -> S3Store:
+def _bucket(url: SplitResult, values: Settings, patience: timedelta) -> S3Store:
     config: S3Config = {"region": values.s3_region}
     if values.s3_endpoint:
         config["endpoint"] = values.s3_endpoint
@@ -242,14 +254,15 @@ def _bucket(name: str, prefix: str, values: Settings) -> S3Store:
         config["access_key_id"] = values.s3_access_key_id
         config["secret_access_key"] = values.s3_secret_access_key
     return S3Store(
-        name,
-        prefix=prefix or None,
+        url.netloc,
+        prefix=url.path.strip("/") or None,
         config=config,
         client_options={
             "allow_http": values.s3_endpoint.startswith("http://"),
             "connect_timeout": timedelta(seconds=5),
-            "timeout": timedelta(minutes=10),
+            "timeout": patience,
         },
+        retry_config={"retry_timeout": min(patience, _RETRIES)},
         disable_bulk_delete=True,
     )
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import socket
 from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -163,6 +165,21 @@ def test_file_larger_than_the_disk_is_refused_early(
 def test_unknown_kind_of_store_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="neither"):
         storage.make_store(settings.Settings(storage_url=url))
+
+
+def test_removal_gives_up_on_a_store_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sooner than the database gives up on the transaction that holds the lock."""
+    assert 2 * storage.BRIEF < timedelta(seconds=30)
+    monkeypatch.setattr(storage, "BRIEF", timedelta(milliseconds=200))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        values = settings.Settings(
+            storage_url="s3://bucket",
+            s3_endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}",
+            s3_access_key_id="id",
+            s3_secret_access_key="secret",
+        )
+        with pytest.raises(errors.Unavailable, match="does not answer"):
+            storage.make_store(values).delete("blobs/x")
 
 
 def test_blobs_of_projects_are_apart() -> None:
