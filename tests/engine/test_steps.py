@@ -20,7 +20,9 @@ from workers.engine.graph import Graph, execute, verify
 
 VARIANTS: dict[str, Step] = {
     "analyze.sensitivity": STEPS["analyze.sensitivity"](
-        methods=("bits", "int8", "magnitude", "low_rank"), samples=24
+        methods=("bits", "int8", "magnitude", "low_rank"),
+        amounts={"bits": (2, 8), "magnitude": (0.5,), "low_rank": (0.5,)},
+        samples=24,
     ),
     "code.huffman": STEPS["code.huffman"](),
     "code.entropy": STEPS["code.entropy"](),

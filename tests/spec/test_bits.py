@@ -46,3 +46,8 @@ def test_choices_are_put_in_order() -> None:
     step = QuantizeBits(mixed={"average_bits": 4, "choices": [8, 2, 4]})
     assert step.mixed is not None
     assert step.mixed.choices == (2, 4, 8)
+
+
+def test_mixed_survives_being_written_with_its_defaults() -> None:
+    step = QuantizeBits(mixed={"average_bits": 4})
+    assert QuantizeBits.model_validate_json(step.model_dump_json()) == step

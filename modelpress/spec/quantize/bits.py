@@ -142,7 +142,7 @@ class QuantizeBits(Step):
             raise ValueError(
                 "activations 'int8' needs unpack 'run': with 'load' the weights are floats when layers run"
             )
-        if self.mixed is not None and "bits" in self.model_fields_set:
+        if self.mixed is not None and self.bits != type(self).model_fields["bits"].default:
             raise ValueError("give bits or mixed, not both: mixed chooses the bits of each layer")
         return self
 
