@@ -22,13 +22,14 @@ from typing import Any
 from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
-from app import broker, catalogue, claims, db, errors, events, failures, settings
+from app import broker, catalogue, claims, db, errors, events, failures, sensitivities, settings
 from app.accounts import Principal
 from app.claims import Beat, Claim, StoredFile
 from app.tables import Attempt, Job
 from modelpress.spec.inspection import DatasetInspection, ModelInspection
 from modelpress.spec.progress import Progress
 from modelpress.spec.report import Report
+from modelpress.spec.sensitivity import Sensitivity
 from modelpress.spec.state import TERMINAL, Failure, FailureClass, JobState
 
 HELD = (JobState.RUNNING, JobState.CANCELLING)
@@ -107,9 +108,15 @@ def record_report(session: Session, claim: Claim, report: Report, *, known: int)
 
 
 def finish_succeeded(
-    session: Session, claim: Claim, report: Report, files: Sequence[StoredFile]
+    session: Session,
+    claim: Claim,
+    report: Report,
+    files: Sequence[StoredFile],
+    found: Sequence[Sensitivity] = (),
 ) -> JobState | None:
     """Ends a job whose artifacts are stored and verified, even if someone asked to cancel it meanwhile.
+
+    `found` is what it measured of its model for other jobs to use.
 
     Like every ending: answers the job's new state, or None where the job is no longer this worker's.
     """
@@ -118,6 +125,7 @@ def finish_succeeded(
         return None
     values = _measured(report) | {"outcome": report.outcome}
     session.add_all(file.row(job) for file in files)
+    session.add_all(sensitivities.row(job, table) for table in found)
     return _end(session, job, JobState.SUCCEEDED, ended="succeeded", values=values)
 
 

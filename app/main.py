@@ -24,12 +24,24 @@ from app.api import (
     problems,
     projects,
     requests,
+    sensitivities,
     steps,
     uploads,
 )
 from app.sweeper import Sweeper
 
-RESOURCES = (uploads, models, datasets, jobs, events, artifacts, projects, keys, steps)
+RESOURCES = (
+    uploads,
+    models,
+    datasets,
+    jobs,
+    events,
+    artifacts,
+    sensitivities,
+    projects,
+    keys,
+    steps,
+)
 
 
 def create_app() -> FastAPI:

@@ -11,7 +11,7 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from app import catalogue, errors, fitting, ids, jobs, settings
+from app import catalogue, errors, fitting, ids, jobs, sensitivities, settings
 from app.accounts import Principal
 from app.tables import Dataset, Job, Model
 from modelpress.spec.constraint import Metric
@@ -81,7 +81,8 @@ def check(session: Session, principal: Principal, request: JobRequest) -> Inputs
         Conflict: see `submit`.
     """
     inputs = _find(session, principal, request)
-    if problems := _problems(request, inputs):
+    known = sensitivities.problems(session, principal.project_id, request)
+    if problems := [*_problems(request, inputs), *known]:
         raise errors.Unprocessable(
             f"the job can't run: {problems[0].reason}", code="unrunnable_job", problems=problems
         )

@@ -310,6 +310,25 @@ class Artifact(Table):
     created_at: Mapped[datetime] = mapped_column(default=now)
 
 
+class Sensitivity(Table):
+    """What a job measured of each layer of a model as it was uploaded; other jobs use it. Immutable."""
+
+    __tablename__ = "sensitivity"
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    project_id: Mapped[str] = mapped_column(
+        ForeignKey("project.id", ondelete="CASCADE"), index=True
+    )
+    model_id: Mapped[str] = mapped_column(ForeignKey("model.id", ondelete="CASCADE"), index=True)
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("job.id", ondelete="SET NULL"))
+    model_sha256: Mapped[str] = mapped_column(String(64))  # of the ONNX file that was measured
+    methods: Mapped[list[Any]]
+    layers: Mapped[int]
+    samples: Mapped[int]
+    content: Mapped[dict[str, Any]]  # spec.sensitivity.Sensitivity
+    created_at: Mapped[datetime] = mapped_column(default=now)
+
+
 class Orphan(Table):
     """A stored file that no row names, and since when that is known."""
 

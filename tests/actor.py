@@ -33,6 +33,7 @@ from modelpress.spec.report import (
     Stage,
     Verification,
 )
+from modelpress.spec.sensitivity import Layer, Measurement, Sensitivity
 from modelpress.spec.state import Failure, Outcome
 
 ARTIFACT = "model.onnx"
@@ -130,6 +131,9 @@ def compress(jobdir: Path, asked: order.CompressOrder) -> int:
     stages = len(asked.recipe.steps) + 1
     write(jobdir / order.REPORT, report(asked, stages=stages).model_dump_json())
     write(jobdir / order.ARTIFACTS / ARTIFACT, content(asked))
+    for number in range(sum(step.analyzes for step in asked.recipe.steps)):
+        name = order.sensitivity_name(number + 1)
+        write(jobdir / order.ARTIFACTS / name, table(asked).model_dump_json())
     say(asked, "stage_done", stages - 1)
     return 0
 
@@ -137,21 +141,51 @@ def compress(jobdir: Path, asked: order.CompressOrder) -> int:
 def verify(jobdir: Path, asked: order.CompressOrder) -> int:
     if "mute" in asked.recipe.name.split():
         return 0
-    made = (jobdir / order.ARTIFACTS / ARTIFACT).read_bytes()
-    info = ArtifactInfo(
-        name=ARTIFACT, format="onnx", size_bytes=len(made), sha256=hashlib.sha256(made).hexdigest()
-    )
+    infos = tuple(map(described, sorted((jobdir / order.ARTIFACTS).iterdir())))
     good = Verification(ok=True, samples=1, max_abs_difference=0.0, tolerance=1e-5)
     whole = report(asked, stages=len(asked.recipe.steps) + 1).model_copy(
         update={
             "outcome": Outcome.MET,
-            "artifacts": (info,),
+            "artifacts": infos,
             "verification": good,
             "complete": True,
         }
     )
     write(jobdir / order.REPORT, whole.model_dump_json())
     return 0
+
+
+def described(path: Path) -> ArtifactInfo:
+    made = path.read_bytes()
+    return ArtifactInfo(
+        name=path.name,
+        format="json" if path.suffix == ".json" else "onnx",
+        size_bytes=len(made),
+        sha256=hashlib.sha256(made).hexdigest(),
+    )
+
+
+def table(asked: order.CompressOrder) -> Sensitivity:
+    """What an analysis of the model finds."""
+    row = Measurement(
+        layer="w",
+        method="bits",
+        amount=4,
+        bytes_before=48,
+        bytes_after=10,
+        error=0.25,
+        agreement=0.9,
+        accuracy=0.8,
+    )
+    return Sensitivity(
+        model_sha256=asked.model.sha256,
+        seed=asked.seed,
+        samples=10,
+        group_size=32,
+        accuracy=0.9,
+        layers=(Layer(name="w", kind="MatMul", shape=(4, 3)),),
+        rows=(row,),
+    )
 
 
 def content(asked: order.CompressOrder) -> str:

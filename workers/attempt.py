@@ -21,6 +21,7 @@ from modelpress.spec import order
 from modelpress.spec.job import Limits
 from modelpress.spec.progress import Progress
 from modelpress.spec.report import Report
+from modelpress.spec.sensitivity import Sensitivity
 from modelpress.spec.state import Failure, FailureClass
 from workers import explain, outputs, sandbox
 from workers.jobdir import HostileOutput
@@ -50,6 +51,7 @@ class Ended:
     report: Report | None
     inspection: outputs.Inspection | None
     artifacts: tuple[outputs.Artifact, ...]
+    sensitivities: tuple[Sensitivity, ...]
     log_tail: str
     seconds: float
     peak_memory_bytes: int
@@ -109,7 +111,8 @@ def _compress(children: _Children, asked: order.CompressOrder) -> Ended:
         report = outputs.finished_report(children.jobdir, asked)
         limit = children.limits.max_disk_bytes
         artifacts = outputs.artifacts(children.jobdir, report, max_bytes=limit)
-        return children.succeeded(report=report, artifacts=artifacts)
+        tables = outputs.sensitivities(children.jobdir, asked, report)
+        return children.succeeded(report=report, artifacts=artifacts, sensitivities=tables)
     except HostileOutput as e:
         return children.failed(explain.bad_output(e, children.listener.stage))
 
@@ -162,9 +165,16 @@ class _Children:
         report: Report | None = None,
         inspection: outputs.Inspection | None = None,
         artifacts: tuple[outputs.Artifact, ...] = (),
+        sensitivities: tuple[Sensitivity, ...] = (),
     ) -> Ended:
         """The attempt is over, and this is what it made."""
-        return self._ended("succeeded", report=report, inspection=inspection, artifacts=artifacts)
+        return self._ended(
+            "succeeded",
+            report=report,
+            inspection=inspection,
+            artifacts=artifacts,
+            sensitivities=sensitivities,
+        )
 
     def failed(self, failure: Failure) -> Ended:
         """The attempt is over; what it measured until then is kept."""
@@ -187,6 +197,7 @@ class _Children:
         report: Report | None = None,
         inspection: outputs.Inspection | None = None,
         artifacts: tuple[outputs.Artifact, ...] = (),
+        sensitivities: tuple[Sensitivity, ...] = (),
     ) -> Ended:
         return Ended(
             how=how,
@@ -194,6 +205,7 @@ class _Children:
             report=report,
             inspection=inspection,
             artifacts=artifacts,
+            sensitivities=sensitivities,
             log_tail="".join(ended.log_tail for ended in self._exits)[-LOG_TAIL_CHARACTERS:],
             seconds=time.monotonic() - self._started,
             peak_memory_bytes=max((ended.peak_memory_bytes for ended in self._exits), default=0),

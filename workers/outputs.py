@@ -13,14 +13,16 @@ from pydantic import BaseModel, ValidationError
 from modelpress.spec import order
 from modelpress.spec.inspection import DatasetInspection, ModelInspection
 from modelpress.spec.report import Report
+from modelpress.spec.sensitivity import Sensitivity
 from modelpress.spec.state import Failure
 from workers import jobdir as jobdirs
 from workers.jobdir import HostileOutput
 
 MAX_REPORT_BYTES = 16 << 20
 MAX_INSPECTION_BYTES = 16 << 20
+MAX_SENSITIVITY_BYTES = 16 << 20
 MAX_FAILURE_BYTES = 64 << 10
-MAX_ARTIFACTS = 48
+MAX_ARTIFACTS = 16
 _ARTIFACT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
 Inspection = ModelInspection | DatasetInspection
@@ -90,6 +92,38 @@ def artifacts(jobdir: Path, claimed: Report, *, max_bytes: int) -> tuple[Artifac
         _require(sha256 == info.sha256, f"{relative} has the SHA-256 {sha256}")
         found.append(Artifact(info.name, jobdir / relative, size_bytes, sha256))
     return tuple(found)
+
+
+def sensitivities(
+    jobdir: Path, asked: order.CompressOrder, claimed: Report
+) -> tuple[Sensitivity, ...]:
+    """What was measured of the model as it was uploaded; tables of what steps made of it stay artifacts.
+
+    Raises:
+        HostileOutput: a table is missing, no table, or not about this model.
+    """
+    found: list[Sensitivity] = []
+    after: list[str] = []
+    for step in asked.recipe.steps:
+        if step.analyzes:
+            name = order.sensitivity_name(len(found) + 1)
+            found.append(_table(jobdir, name, asked, claimed, tuple(after)))
+        elif step.changes_model:
+            after.append(step.kind)
+    return tuple(table for table in found if not table.after)
+
+
+def _table(
+    jobdir: Path, name: str, asked: order.CompressOrder, claimed: Report, after: tuple[str, ...]
+) -> Sensitivity:
+    _require(name in {info.name for info in claimed.artifacts}, f"there is no artifact {name}")
+    relative = f"{order.ARTIFACTS}/{name}"
+    found = _load(jobdir, relative, Sensitivity, MAX_SENSITIVITY_BYTES)
+    known = {layer.name for layer in found.layers}
+    _require(found.model_sha256 == asked.model.sha256, f"{relative} is about another model")
+    _require(found.after == after, f"{relative} was measured after {list(found.after)[:8]}")
+    _require({row.layer for row in found.rows} <= known, f"{relative} has rows of no layer")
+    return found
 
 
 def failure(jobdir: Path) -> Failure:

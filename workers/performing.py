@@ -107,7 +107,13 @@ def _ending(
     report, log_tail = ended.report, ended.log_tail
     match ended.how:
         case "succeeded" if report is not None:
-            return partial(jobs.finish_succeeded, claim=claim, report=report, files=files)
+            return partial(
+                jobs.finish_succeeded,
+                claim=claim,
+                report=report,
+                files=files,
+                found=ended.sensitivities,
+            )
         case "succeeded":
             assert ended.inspection is not None
             converted = next(iter(files), None)

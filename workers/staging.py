@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
+import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import structlog
 from sqlalchemy.orm import Session
 
-from app import db, settings, storage
+from app import db, sensitivities, settings, storage
 from app.claims import Claim
 from app.tables import Dataset, Job, Model
 from modelpress.spec import order
@@ -78,11 +81,23 @@ def stage(claim: Claim, path: Path, *, sandbox: str) -> None:
     (path / order.INPUT).mkdir(mode=0o700)
     with db.transaction() as session:
         asked, files = _order(session, claim.job, sandbox)
+        known = sensitivities.content(session, claim.job)
+    if known is not None and isinstance(asked, order.CompressOrder):
+        asked = asked.model_copy(update={"sensitivity": _write_table(path, known)})
     store = storage.get()
     for file in files:
         key = storage.blob_key(claim.job.project_id, file.sha256)
         store.fetch_to_file(key, path / file.path, sha256=file.sha256)
     (path / order.ORDER).write_text(asked.model_dump_json())
+
+
+def _write_table(path: Path, known: Mapping[str, Any]) -> order.FileRef:
+    """Puts sensitivities beside the files of a job."""
+    content = json.dumps(known).encode()
+    name = order.sensitivity_name(1)
+    (path / order.INPUT / name).write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    return order.FileRef(path=f"{order.INPUT}/{name}", name=name, sha256=digest)
 
 
 def _order(

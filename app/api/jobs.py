@@ -56,6 +56,7 @@ class JobBody(BaseModel):
     model: str | None = Field(description="Id of the model; null for the inspection of a dataset.")
     models: dict[str, str] = Field(description="Ids of the other models, by role.")
     data: Data | None = Field(description="The datasets; null for inspections.")
+    sensitivity: str | None = Field(description="Id of the sensitivities its steps use, if any.")
     recipe: Recipe | None = Field(description="The recipe, names resolved; null for inspections.")
     formats: tuple[Format, ...] = Field(description="What the result is written as.")
     constraints: tuple[Constraint, ...] = Field(description="What the result must satisfy.")
@@ -89,6 +90,7 @@ class JobBody(BaseModel):
             model=job.model_id,
             models=asked.models if asked else {},
             data=asked.data if asked else None,
+            sensitivity=asked.sensitivity if asked else None,
             recipe=asked.recipe if asked else None,
             formats=asked.formats if asked else (),
             constraints=asked.constraints if asked else (),

@@ -121,6 +121,11 @@ class JobRequest(BaseModel):
         description="Ids of other models that steps make use of, by role: 'initial' is the same network before it was trained.",
     )
     data: Data = Field(default=Data(), description="Which datasets to use.")
+    sensitivity: str | None = Field(
+        default=None,
+        max_length=64,
+        description="Id of sensitivities of the model, which steps then use instead of measuring them again.",
+    )
     recipe: RecipeOrName = Field(
         description="A recipe, or the name of one that GET /v1/recipes lists."
     )

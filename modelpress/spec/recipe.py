@@ -23,6 +23,7 @@ from modelpress.spec.quantize import (
 from modelpress.spec.step import Step
 
 MAX_STEPS = 32
+MAX_ANALYSES = 8
 
 AnyStep = Annotated[
     AnalyzeSensitivity  #
@@ -94,6 +95,7 @@ class Recipe(BaseModel):
         """Every reason why this recipe can't run with such data and other models of these roles; empty when it can."""
         return [
             *_order_problems(self.steps),
+            *_analysis_problems(self.steps),
             *_data_problems(self.steps, has_data, has_labels),
             *_model_problems(self.steps, models),
         ]
@@ -143,6 +145,19 @@ def _order_problems(steps: tuple[Step, ...]) -> list[Problem]:
                 )
             )
     return problems
+
+
+def _analysis_problems(steps: tuple[Step, ...]) -> list[Problem]:
+    analyses = [index for index, step in enumerate(steps) if step.analyzes]
+    return [
+        Problem(
+            pointer=f"/steps/{index}/kind",
+            code="too_many_analyses",
+            reason=f"the recipe has {len(analyses)} steps that only measure; at most {MAX_ANALYSES} are allowed",
+            hint="leave some out, or measure in jobs of their own",
+        )
+        for index in analyses[MAX_ANALYSES:]
+    ]
 
 
 def _data_problems(steps: tuple[Step, ...], has_data: bool, has_labels: bool) -> list[Problem]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from modelpress.spec import order, report
+from modelpress.spec import order, report, sensitivity
 from modelpress.spec.constraint import Constraint, judge
 from tests import actor
 from tests.workers import reports
@@ -204,3 +204,54 @@ def test_converted_model_is_measured_and_must_be_there(tmp_path: Path) -> None:
     [made] = outputs.converted(tmp_path, found, max_bytes=100)
     assert (made.name, made.sha256) == ("model.onnx", reports.artifact().sha256)
     assert outputs.converted(tmp_path, actor.MODEL, max_bytes=100) == ()
+
+
+ANALYZED = order.CompressOrder.model_validate(
+    {
+        **reports.COMPRESS,
+        "model": {"path": "input/model.onnx", "sha256": "ab"},
+        "recipe": {
+            "steps": [
+                {"kind": "analyze.sensitivity"},
+                {"kind": "prune.magnitude", "sparsity": 0.5},
+                {"kind": "analyze.sensitivity"},
+            ]
+        },
+    }
+)
+
+
+def tables(jobdir: Path, *found: sensitivity.Sensitivity) -> tuple[sensitivity.Sensitivity, ...]:
+    """What is read where an engine leaves these."""
+    (jobdir / order.ARTIFACTS).mkdir(parents=True, exist_ok=True)
+    names = [order.sensitivity_name(number + 1) for number in range(len(found))]
+    for name, table in zip(names, found, strict=True):
+        (jobdir / order.ARTIFACTS / name).write_text(table.model_dump_json())
+    return outputs.sensitivities(jobdir, ANALYZED, named("model.onnx", *names))
+
+
+def test_tables_of_the_model_as_it_was_uploaded_are_kept(tmp_path: Path) -> None:
+    first = actor.table(ANALYZED)
+    later = first.model_copy(update={"after": ("prune.magnitude",)})
+    assert tables(tmp_path, first, later) == (first,)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"model_sha256": "cd"}, "about another model"),
+        ({"after": ("prune.magnitude",)}, r"measured after \['prune.magnitude'\]"),
+        ({"layers": ()}, "malformed"),
+        ({"accuracy": 1.5}, "malformed"),
+        ({"layers": (sensitivity.Layer(name="v", kind="Gemm", shape=(1,)),)}, "rows of no layer"),
+    ],
+)
+def test_table_is_refused_that_lies(tmp_path: Path, change: dict[str, object], reason: str) -> None:
+    lie = actor.table(ANALYZED).model_copy(update=change)
+    with pytest.raises(HostileOutput, match=reason):
+        tables(tmp_path, lie, actor.table(ANALYZED))
+
+
+def test_table_that_is_missing_is_noticed(tmp_path: Path) -> None:
+    with pytest.raises(HostileOutput, match=r"no artifact sensitivity-2\.json"):
+        tables(tmp_path, actor.table(ANALYZED))

@@ -11,9 +11,11 @@ from sqlalchemy import select
 
 from app import blobs, db, events, jobs, settings, storage
 from app.accounts import Principal
-from app.tables import Artifact, Attempt, Model
+from app.tables import Artifact, Attempt, Model, Sensitivity
+from modelpress.spec import order
+from modelpress.spec import sensitivity as spec
 from modelpress.spec.state import JobState
-from tests import acting, making, servers
+from tests import acting, actor, making, servers
 from workers import drain, performing, staging
 
 
@@ -165,6 +167,33 @@ def test_draining_worker_gives_its_job_back_uncharged(me: Principal) -> None:
     row = making.row(job_id)
     assert (row.state, row.attempt) == ("queued", 0)
     assert last_attempt(job_id).ended == "drained"
+
+
+def test_what_a_job_measured_of_its_model_is_handed_to_the_next(
+    me: Principal, tmp_path: Path
+) -> None:
+    model_id, data = making.model(me), {"train": making.dataset(me)}
+    analyze = {"name": "", "steps": [{"kind": "analyze.sensitivity"}]}
+    job_id = making.job(me, model_id=model_id, recipe=analyze, data=data)
+    assert perform(job_id) is JobState.SUCCEEDED
+    with db.transaction() as session:
+        [found] = session.scalars(select(Sensitivity)).all()
+        [table, _] = session.scalars(
+            select(Artifact).where(Artifact.job_id == job_id).order_by(Artifact.format)
+        ).all()
+    assert (found.job_id, found.model_id) == (job_id, model_id)
+    assert (table.name, table.format) == ("sensitivity.json", "json")
+    mixed = {"steps": [{"kind": "quantize.bits", "mixed": {"average_bits": 4}}]}
+    job_id = making.job(me, model_id=model_id, recipe=mixed, data=data, sensitivity=found.id)
+    with db.transaction() as session:
+        claim = jobs.claim(session, job_id, owner="w1", sandbox="none")
+    assert claim is not None
+    (tmp_path / "job").mkdir()
+    staging.stage(claim, tmp_path / "job", sandbox="none")
+    asked = order.CompressOrder.model_validate_json((tmp_path / "job" / order.ORDER).read_bytes())
+    staged = (tmp_path / "job" / asked.sensitivity.path).read_bytes()
+    assert spec.Sensitivity.model_validate_json(staged) == actor.table(asked)
+    assert making.digest(staged) == asked.sensitivity.sha256
 
 
 def test_draining_worker_takes_no_job(me: Principal) -> None:
