@@ -11,6 +11,9 @@ from rich.text import Text
 
 from modelpress.spec.report import Curve, CurvePoint
 
+MOST_COLUMNS = 6
+"""Of lines; more of them are rows."""
+
 _FRACTIONS = ("accuracy", "agreement", "fraction", "sparsity")
 """How names of figures begin that are shown in percent."""
 
@@ -18,7 +21,22 @@ _FRACTIONS = ("accuracy", "agreement", "fraction", "sparsity")
 def tables(curves: Sequence[Curve]) -> Iterator[Padding]:
     """A table for each pair of axes, in the order in which they come."""
     for axes in dict.fromkeys((curve.x, curve.y) for curve in curves):
-        yield Padding(_table([c for c in curves if (c.x, c.y) == axes], *axes), (0, 0, 0, 2))
+        lines = [c for c in curves if (c.x, c.y) == axes]
+        draw = _table if len(lines) <= MOST_COLUMNS else _turned
+        yield Padding(draw(lines, *axes), (0, 0, 0, 2))
+
+
+def _turned(curves: Sequence[Curve], x: str, y: str) -> Table:
+    """The same with a row for each line."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"{y} by {x}", title_justify="left")
+    table.add_column("", overflow="fold")
+    places = sorted({point.x for curve in curves for point in curve.points}, reverse=True)
+    for at in places:
+        table.add_column(_figure(x)(at), justify="right", no_wrap=True)
+    for curve in curves:
+        points = {point.x: point for point in curve.points}
+        table.add_row(curve.name, *(_cell(points.get(at), _figure(y)) for at in places))
+    return table
 
 
 def _table(curves: Sequence[Curve], x: str, y: str) -> Table:

@@ -31,6 +31,7 @@ class Asked(BaseModel):
     architectures: dict[str, str]
     data: str | None
     eval_data: str | None
+    sensitivity: str | None = None
     recipe: recipe.Recipe
     images: Images
     formats: tuple[Format, ...]
@@ -47,6 +48,7 @@ def asked(
     constraints: list[str] | None,
     *,
     others: list[str] | None,
+    sensitivity: str | None = None,
     architectures: list[str] | None,
     formats: list[str] | None,
     mean: str,
@@ -63,6 +65,11 @@ def asked(
     models = dict(map(role, others or ()))
     own, of_others = architectures_of(models, architectures)
     _require_runnable(wanted, models, has_data=data is not None)
+    if sensitivity is not None and not wanted.uses_sensitivity:
+        raise typer.BadParameter(
+            f"no step of the recipe uses --sensitivity {sensitivity!r}: quantize.bits with mixed does, where no step before it "
+            "changes the model"
+        )
     return Asked(
         model=model,
         models=models,
@@ -70,6 +77,7 @@ def asked(
         architectures=of_others,
         data=data,
         eval_data=eval_data,
+        sensitivity=sensitivity,
         recipe=wanted,
         images=images(mean, std),
         formats=tuple(map(format_, formats or ())),

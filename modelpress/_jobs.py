@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from modelpress import _calls, _download, _events, _submit, errors
-from modelpress.resources import Artifact, Attempt, Dataset, Event, Job, Model, Plan
+from modelpress.resources import (
+    Artifact,
+    Attempt,
+    Dataset,
+    Event,
+    Job,
+    Model,
+    Plan,
+    Sensitivity,
+)
 from modelpress.spec.constraint import Constraint
 from modelpress.spec.job import Images, Limits
 from modelpress.spec.progress import Progress
@@ -29,6 +38,7 @@ class Jobs(_calls.Calls):
         models: Mapping[str, str | Model] | None = None,
         data: str | Dataset | None = None,
         eval_data: str | Dataset | None = None,
+        sensitivity: str | Sensitivity | None = None,
         images: Images | None = None,
         formats: Iterable[str] = (),
         constraints: Iterable[Constraint | Mapping[str, Any]] = (),
@@ -45,6 +55,7 @@ class Jobs(_calls.Calls):
             models: Other models that steps use, by role: 'initial' is the same network before it was trained.
             data: What steps learn from and calibrate on.
             eval_data: What is measured on; without it a part of `data` is kept for that.
+            sensitivity: What `sensitivities` lists of this model; steps use it instead of measuring again.
             images: How images become arrays.
             formats: What the result is written as beside ONNX: 'pt2' to run and train it in PyTorch.
             constraints: What the result must satisfy.
@@ -62,6 +73,7 @@ class Jobs(_calls.Calls):
             recipe,
             train=_calls.id_or_none(data),
             eval_=_calls.id_or_none(eval_data),
+            sensitivity=_calls.id_or_none(sensitivity),
             models=_calls.ids(models),
             images=images,
             formats=formats,
@@ -81,6 +93,7 @@ class Jobs(_calls.Calls):
         models: Mapping[str, str | Model] | None = None,
         data: str | Dataset | None = None,
         eval_data: str | Dataset | None = None,
+        sensitivity: str | Sensitivity | None = None,
         constraints: Iterable[Constraint | Mapping[str, Any]] = (),
     ) -> Plan:
         """What `submit` would do with this, without doing it.
@@ -93,6 +106,7 @@ class Jobs(_calls.Calls):
             recipe,
             train=_calls.id_or_none(data),
             eval_=_calls.id_or_none(eval_data),
+            sensitivity=_calls.id_or_none(sensitivity),
             models=_calls.ids(models),
             constraints=constraints,
         )
@@ -167,6 +181,14 @@ class Jobs(_calls.Calls):
             NotFound: not even the uploaded model has been measured.
         """
         return self._get(f"/v1/jobs/{_calls.id_of(job)}/report", Report)
+
+    def sensitivities(self, model: str | Model) -> Iterator[Sensitivity]:
+        """What jobs measured of each layer of a model, newest first, without the measurements."""
+        return self._list(f"/v1/models/{_calls.id_of(model)}/sensitivities", Sensitivity, {})
+
+    def sensitivity(self, sensitivity: str | Sensitivity) -> Sensitivity:
+        """What a job measured of each layer, as `table`."""
+        return self._get(f"/v1/sensitivities/{_calls.id_of(sensitivity)}", Sensitivity)
 
     def artifacts(self, job: str | Job) -> tuple[Artifact, ...]:
         """The files a job made."""

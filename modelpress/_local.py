@@ -35,6 +35,7 @@ def run(asked: _inputs.Asked, out: Path, *, on_progress: Callable[[Progress], No
         "--architecture": asked.architecture,
         "--architectures": json.dumps(asked.architectures),
         "--data": asked.data and str(_inputs.file(asked.data)),
+        "--sensitivity": asked.sensitivity and str(_inputs.file(asked.sensitivity)),
         "--eval-data": asked.eval_data and str(_inputs.file(asked.eval_data)),
         "--out": str(out),
         "--recipe": asked.recipe.model_dump_json(),

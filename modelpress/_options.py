@@ -58,6 +58,14 @@ Others = Annotated[
         help="Another model that a step uses, as a file or an id: initial=untrained.onnx; repeatable.",
     ),
 ]
+Known = Annotated[
+    str | None,
+    typer.Option(
+        "--sensitivity",
+        metavar="ID",
+        help="Sensitivities of the model, which steps then use instead of measuring them; with --local a file that a job left.",
+    ),
+]
 Constraints = Annotated[
     list[str] | None,
     typer.Option(
@@ -103,6 +111,7 @@ def _asked(
     data: DataFile = None,
     eval_data: EvalFile = None,
     others: Others = None,
+    sensitivity: Known = None,
     architecture: Architectures = None,
     constraint: Constraints = None,
     format_: Formats = None,
@@ -119,6 +128,7 @@ def _asked(
         recipe,
         constraint,
         others=others,
+        sensitivity=sensitivity,
         architectures=architecture,
         formats=format_,
         mean=mean,

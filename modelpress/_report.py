@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from modelpress import _curves
+from modelpress.spec import recipe as recipes
 from modelpress.spec.constraint import ConstraintResult
 from modelpress.spec.report import Control, Latency, Quality, Report, Size, Stage, Verification
 from modelpress.spec.state import Outcome
@@ -155,6 +156,8 @@ def _about(stage: Stage) -> list[RenderableType]:
     if stage.step is None and not lines:
         return []
     counts = f"{_count(len(stage.touched), 'layer')} changed, {len(stage.skipped)} left alone"
+    if stage.name in recipes.STEPS and recipes.STEPS[stage.name].analyzes:
+        counts = f"nothing changed, {len(stage.skipped)} not measured"
     detail = "" if stage.step is None else f": {counts}, {stage.seconds:.1f} s"
     return [Text.assemble((stage.name, "bold"), detail), *lines]
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import typer
 
-from modelpress import _inputs, _show
+from modelpress import _inputs, _sensitivity, _show
 from modelpress.client import Client
 from modelpress.resources import Dataset, Job, Model, Upload
 
@@ -19,6 +19,7 @@ Item = TypeVar("Item", Model, Dataset)
 
 def job(client: Client, asked: _inputs.Asked) -> Job:
     """Uploads what is not there yet and submits the job."""
+    known = _known(asked)
     return client.submit(
         model(client, asked.model, asked.architecture),
         asked.recipe,
@@ -28,12 +29,23 @@ def job(client: Client, asked: _inputs.Asked) -> Job:
         },
         data=dataset(client, asked.data) if asked.data else None,
         eval_data=dataset(client, asked.eval_data) if asked.eval_data else None,
+        sensitivity=known,
         images=asked.images,
         formats=asked.formats,
         constraints=asked.constraints,
         seed=asked.seed,
         name=asked.name,
     )
+
+
+def _known(asked: _inputs.Asked) -> str | None:
+    """The id of sensitivities; a server takes none that it did not measure."""
+    known = asked.sensitivity
+    if known is not None and not _is_id(known, _sensitivity.ID):
+        raise typer.BadParameter(
+            f"{known!r} is no id of sensitivities on the server; `modelpress sensitivity {asked.model}` lists them for a model's id"
+        )
+    return known
 
 
 def model(client: Client, text: str, architecture: str | None = None) -> Model:

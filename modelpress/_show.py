@@ -107,6 +107,16 @@ def keys(found: Iterable[resources.Key]) -> Table:
     return table
 
 
+def sensitivities(found: Iterable[resources.Sensitivity]) -> Table:
+    """Sensitivities, a row each."""
+    table = _table("sensitivities", "methods", "layers", "samples", "job", "created")
+    for one in found:
+        created = f"{one.created_at:%Y-%m-%d %H:%M}" if one.created_at else ""
+        figures = f"{one.layers:,}", f"{one.samples:,}"
+        table.add_row(one.id, ", ".join(one.methods), *figures, one.job or "", created)
+    return table
+
+
 def steps() -> Iterator[Table]:
     """The kinds of steps and the named recipes of this version."""
     kinds = _table("step", "what it does", "learns from")

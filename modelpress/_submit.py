@@ -18,6 +18,7 @@ def body(
     *,
     train: str | None,
     eval_: str | None,
+    sensitivity: str | None = None,
     models: Mapping[str, str] | None = None,
     images: Images | None = None,
     formats: Iterable[str] = (),
@@ -32,7 +33,7 @@ def body(
     return {
         **required,
         "constraints": [_plain(c) for c in constraints],
-        **_given(limits=limits, models=models, formats=list(formats)),
+        **_given(limits=limits, models=models, formats=list(formats), sensitivity=sensitivity),
     }
 
 

@@ -24,6 +24,7 @@ from modelpress import (
     _options,
     _report,
     _send,
+    _sensitivity,
     _serve,
     _show,
     _unpack,
@@ -34,6 +35,7 @@ from modelpress import client as clients
 from modelpress._ended import Ended, Exit
 from modelpress._options import ApiKey, JobId, Json, ModelFile, Out, Url
 from modelpress.spec import recipe as recipes
+from modelpress.spec.sensitivity import Sensitivity
 from modelpress.spec.state import JobState
 
 EPILOG = (
@@ -175,6 +177,40 @@ def jobs(
     _print(found, as_json, plain=_show.jobs(found))
 
 
+@app.command(epilog=EPILOG)
+def sensitivity(
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE|ID",
+            help="A sensitivity.json, or the id of sensitivities, or of a model or a job whose sensitivities to list.",
+        ),
+    ],
+    svg: Annotated[
+        Path | None,
+        typer.Option("--svg", help="Also write the curves as a picture here.", dir_okay=False),
+    ] = None,
+    as_json: Json = False,
+    url: Url = None,
+    key: ApiKey = None,
+) -> None:
+    """Show what compressing each layer alone costs a model; measure it with `compress --recipe sensitivity`."""
+    if Path(what).is_file():
+        _print_table(_sensitivity.read(Path(what)), svg, as_json)
+        return
+    with clients.Client(url, key) as client:
+        if what.startswith(_sensitivity.ID):
+            found = client.sensitivity(what)
+            assert found.table is not None, "one that is asked for alone has its table"
+            _print_table(found.table, svg, as_json)
+            return
+        if svg is not None:
+            raise typer.BadParameter(f"--svg is for one table, {what!r} may have several")
+        is_job = what.startswith(_sensitivity.JOB_ID)
+        known = _sensitivity.of_job(client, what) if is_job else list(client.sensitivities(what))
+    _print(known, as_json, plain=_show.sensitivities(known))
+
+
 @app.command()
 def cancel(job: JobId, as_json: Json = False, url: Url = None, key: ApiKey = None) -> None:
     """Ask a job to stop."""
@@ -305,6 +341,16 @@ def _finish(ended: Ended, as_json: bool) -> NoReturn:
         reason = f": {errors.explain(ended.failure)}" if ended.failure else ""
         _fail(Exit.FAILED, f"{ended.job or 'the job'} {ended.state}{reason}")
     raise typer.Exit(ended.exit)
+
+
+def _print_table(table: Sensitivity, svg: Path | None, as_json: bool) -> None:
+    if svg is not None:
+        svg.write_text(_sensitivity.svg(table), "utf-8")
+        _show.say(f"wrote {svg}")
+    if as_json:
+        typer.echo(table.model_dump_json())
+    else:
+        _show.out.print(_sensitivity.render(table))
 
 
 def _print(value: Any, as_json: bool, *, plain: str | Table | Iterable[Table]) -> None:

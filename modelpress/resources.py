@@ -12,6 +12,7 @@ from modelpress.spec.inspection import DatasetInspection, ModelInspection
 from modelpress.spec.job import Data, Limits
 from modelpress.spec.progress import Progress
 from modelpress.spec.recipe import Recipe
+from modelpress.spec.sensitivity import Sensitivity as Table
 from modelpress.spec.state import TERMINAL, Failure, JobState, Outcome
 
 
@@ -89,6 +90,7 @@ class Job(Identified):
     model: str | None = None
     models: dict[str, str] = Field(default_factory=dict)
     data: Data | None = None
+    sensitivity: str | None = None
     recipe: Recipe | None = None
     formats: tuple[str, ...] = ()
     constraints: tuple[Constraint, ...] = ()
@@ -107,6 +109,19 @@ class Job(Identified):
     def ended(self) -> bool:
         """Whether the state is final."""
         return self.state in TERMINAL
+
+
+class Sensitivity(Identified):
+    """What a job measured of each layer of a model; `table` has the measurements where one was asked for alone."""
+
+    model: str
+    model_sha256: str
+    job: str | None = None
+    methods: tuple[str, ...] = ()
+    layers: int = 0
+    samples: int = 0
+    table: Table | None = None
+    created_at: datetime | None = None
 
 
 class Attempt(Resource):

@@ -73,6 +73,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--architectures", type=_ARCHITECTURES.validate_json, default={})
     parser.add_argument("--data", type=Path)
     parser.add_argument("--eval-data", type=Path)
+    parser.add_argument("--sensitivity", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--recipe", type=Recipe.model_validate_json, required=True)
     parser.add_argument("--images", type=Images.model_validate_json, default=Images())
@@ -100,6 +101,7 @@ def _order(args: argparse.Namespace, jobdir: Path, stop: attempt.ShouldStop) -> 
             eval=_copied(args.eval_data, jobdir, "eval") if args.eval_data else None,
             images=args.images,
         ),
+        sensitivity=_copied(args.sensitivity, jobdir, "sensitivity") if args.sensitivity else None,
         recipe=args.recipe,
         formats=args.formats,
         constraints=args.constraints,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from modelpress.spec.analyze import AnalyzeSensitivity
 from modelpress.spec.code import CodeEntropy
 from modelpress.spec.prune import PruneChannels, PruneMagnitude
 from modelpress.spec.quantize import CentroidTraining, QuantizeCluster, QuantizeInt8
@@ -45,6 +46,7 @@ NAMED: dict[str, Recipe] = {
             QuantizeInt8(),
         ),
     ),
+    "sensitivity": Recipe(name="sensitivity", steps=(AnalyzeSensitivity(),)),
 }
 
 

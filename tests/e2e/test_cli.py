@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from typer.testing import CliRunner, Result
 
-from modelpress import cli
+from modelpress import cli, errors
 from modelpress._ended import Exit
 from modelpress.client import Client
 from modelpress.spec.order import EXIT_FAILED
@@ -99,6 +99,43 @@ def test_pytorch_goes_in_and_comes_out(run: Run, directory: Path, service: Servi
         assert run("fetch", model.id, *more).stdout.split() == [f"{model.id}/{name}"]
     assert (directory / model.id / "net.pt2").read_bytes() == sent.read_bytes()
     assert onnx.load(directory / model.id / "net.onnx").graph.output[0].name
+
+
+def test_what_one_job_measured_is_used_by_the_next(
+    run: Run, directory: Path, service: Service, uploaded: tuple[str, str]
+) -> None:
+    steps = [{"kind": "analyze.sensitivity", "methods": ["bits"], "samples": 64}]
+    (directory / "analyze.json").write_text(json.dumps({"steps": steps}))
+    mixed = [{"kind": "quantize.bits", "mixed": {"average_bits": 6}}]
+    (directory / "mixed.json").write_text(json.dumps({"steps": mixed}))
+    model, data = uploaded
+    argv = ("compress", model, "--data", data, "--recipe")
+    ended = json.loads(run(*argv, "analyze.json", "--out", "analyzed", "--json").stdout)
+    [known] = json.loads(run("sensitivity", ended["job"], "--json").stdout)
+    assert known["id"] in run("sensitivity", model).stdout
+    shown = run("sensitivity", known["id"], "--svg", "s.svg")
+    assert shown.exit_code == Exit.OK, shown.output
+    assert "accuracy on training samples, bits by bits of a weight" in shown.stdout
+    assert run("sensitivity", "analyzed/sensitivity.json").stdout == shown.stdout
+    assert (directory / "s.svg").read_text().startswith("<svg")
+    used = run(*argv, "mixed.json", "--sensitivity", known["id"], "--json")
+    assert used.exit_code == Exit.OK, used.output
+    with Client(service.url, service.key) as client:
+        assert client.job(json.loads(used.stdout)["job"]).sensitivity == known["id"]
+        with pytest.raises(errors.Invalid, match="no sensitivities"):
+            client.validate(model, {"steps": mixed}, data=data, sensitivity="sns_x")
+    assert "not measured but known: of weights rounded to nearest" in used.stdout
+
+
+def test_file_of_sensitivities_is_used_without_a_server(alone: Run, directory: Path) -> None:
+    mixed = [{"kind": "quantize.bits", "mixed": {"average_bits": 6}}]
+    (directory / "mixed.json").write_text(json.dumps({"steps": mixed}))
+    steps = [{"kind": "analyze.sensitivity", "methods": ["bits"], "samples": 32}]
+    (directory / "analyze.json").write_text(json.dumps({"steps": steps}))
+    argv = ("compress", "model.onnx", "--data", "data.npz", "--local", "--recipe")
+    assert alone(*argv, "analyze.json", "--out", "one").exit_code == Exit.OK
+    used = alone(*argv, "mixed.json", "--sensitivity", "one/sensitivity.json", "--json")
+    assert "not measured but known: of weights" in used.stdout, used.output
 
 
 def test_onnx_of_a_job_is_refused(run: Run, done: str) -> None:

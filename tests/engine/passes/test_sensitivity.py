@@ -163,7 +163,7 @@ def test_curves_show_what_was_measured(tmp_path):
     _, _, ctx = measure("mlp", tmp_path, labels=False, **options)
     found = ctx.coverage.sensitivity
     assert (found.metric, found.accuracy, found.rows[0].accuracy) == ("agreement", None, None)
-    assert ctx.coverage.curves[0].y == "bits: agreement with the float network"
+    assert ctx.coverage.curves[0].y == "agreement with the float network, bits"
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from modelpress.spec import curves
 from modelpress.spec import sensitivity as spec
 from modelpress.spec.analyze import AnalyzeSensitivity
-from modelpress.spec.report import Curve, CurvePoint
 from modelpress.spec.sensitivity import METHODS, Measurement, Sensitivity
 from workers.engine.context import Context
 from workers.engine.errors import Unsupported
@@ -23,13 +23,6 @@ from workers.engine.passes.analyze._form import Form, Subject
 from workers.engine.passes.analyze._meter import Effect, Meter
 from workers.engine.passes.analyze._methods import Change
 from workers.engine.passes.quantize import _moments
-
-Y = {
-    "accuracy": "accuracy on training samples",
-    "agreement": "agreement with the float network",
-    "error": "relative error of the outputs",
-}
-"""What curves show, by metric."""
 
 
 def apply(graph: Graph, step: AnalyzeSensitivity, ctx: Context) -> Graph:
@@ -53,7 +46,7 @@ def apply(graph: Graph, step: AnalyzeSensitivity, ctx: Context) -> Graph:
         rows=tuple(rows),
     )
     ctx.coverage.sensitivity = found
-    ctx.coverage.curves += curves(found)
+    ctx.coverage.curves += curves.of_sensitivity(found)
     _note(found, ctx)
     return graph
 
@@ -64,26 +57,6 @@ def survey(graph: Graph, ctx: Context) -> None:
     form = _form.plain(graph, _lookahead.input_shapes(graph), step, ctx)
     for layer in _layers({"plain": form}, step, ctx):
         ctx.touched(layer.name, "what it costs to compress it can be measured")
-
-
-def curves(found: Sensitivity) -> list[Curve]:
-    """A line for each layer and method."""
-    return [
-        Curve(
-            name=name,
-            x=METHODS[method].unit,
-            y=f"{method}: {Y[found.metric]}",
-            points=tuple(_point(row, found.metric) for row in rows),
-        )
-        for method in found.methods
-        for name, rows in found.lines(method).items()
-    ]
-
-
-def _point(row: Measurement, metric: spec.Metric) -> CurvePoint:
-    value = getattr(row, metric)
-    assert value is not None, "all rows have what the first has"
-    return CurvePoint(x=row.amount, mean=value)
 
 
 def _forms(graph: Graph, step: AnalyzeSensitivity, ctx: Context) -> dict[str, Form]:
@@ -214,5 +187,5 @@ def _note(found: Sensitivity, ctx: Context) -> None:
     for method in found.methods:
         worst = max((r for r in found.rows if r.method == method), key=lambda r: r.error)
         ctx.note(
-            f"{method}: most sensitive is '{worst.layer}', {METHODS[method].unit} {worst.amount:g}: outputs move by {worst.error:.2%}"
+            f"{method}: outputs move most with '{worst.layer}', by {worst.error:.2%} of their norm at {worst.amount:g} ({METHODS[method].unit})"
         )
