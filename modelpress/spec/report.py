@@ -155,6 +155,42 @@ class Curve(_Frozen):
     points: tuple[CurvePoint, ...] = Field(description="In order of x.")
 
 
+class Effect(_Frozen):
+    """What a step did to the network as it was before, on some samples of the eval split."""
+
+    samples: int = Field(description="Samples it was measured on, and each layer alone, too.")
+    accuracy_before: float | None = Field(
+        default=None, description="Top-1 accuracy before the step; null without labels."
+    )
+    accuracy: float | None = Field(default=None, description="The same after it.")
+    agreement: float | None = Field(
+        default=None, description="Fraction of samples whose top class stayed."
+    )
+    relative_l2_difference: float = Field(
+        description="L2 norm of the change of all outputs over that of the outputs before."
+    )
+
+
+class LayerError(_Frozen):
+    """What one layer does to the network when it alone is as the step left it, and all others are as before the step."""
+
+    layer: str = Field(description="Name of the weight or node; its bias belongs to it.")
+    elements: int = Field(description="Elements of the weight before the step; 0 for a node.")
+    relative_l2_difference: float | None = Field(
+        default=None,
+        description="L2 norm of the change of all outputs over that of the outputs before the step; null where it was not measured.",
+    )
+    agreement: float | None = Field(
+        default=None, description="Fraction of samples whose top class stayed."
+    )
+    accuracy: float | None = Field(default=None, description="Top-1 accuracy; null without labels.")
+    share: float | None = Field(
+        default=None,
+        description="Of the sum of the squared errors of all measured layers: independent errors add up like that.",
+    )
+    reason: str = Field(default="", description="Why it was not measured alone.")
+
+
 class Stage(_Frozen):
     """One row of the report: the baseline or the result of a step, measured on the file it exported."""
 
@@ -177,6 +213,14 @@ class Stage(_Frozen):
     )
     curves: tuple[Curve, ...] = Field(
         default=(), description="What the step measured on its way, for a picture."
+    )
+    effect: Effect | None = Field(
+        default=None,
+        description="What the step did to the network before it; null where it changed no layer.",
+    )
+    layers: tuple[LayerError, ...] = Field(
+        default=(),
+        description="What each changed layer does alone, the largest first; so many as can be measured in some seconds.",
     )
 
 

@@ -11,8 +11,9 @@ import numpy as np
 from modelpress.spec.report import Latency, Size, SizeParts, Stage
 from workers.engine import context, data
 from workers.engine.data import dataset
+from workers.engine.errors import EngineError
 from workers.engine.graph import Graph, shapes
-from workers.engine.measure import bound, cost, latency, parts, quality, size
+from workers.engine.measure import alone, bound, cost, latency, parts, quality, size
 from workers.engine.measure.quality import Reference
 from workers.engine.verdict import FASTER_BELOW, SMALLER_BELOW
 
@@ -146,6 +147,21 @@ class Gauge:
             return stage
         found = *_shortfalls(before, stage), *bound.explain(before, stage, graph, self.shapes)
         return stage.model_copy(update={"notes": (*stage.notes, *found)})
+
+    def explain(
+        self, stage: Stage, changed: alone.Changed, report: context.Report = silent
+    ) -> Stage:
+        """The stage with what its step did to the network before it, and what each layer does alone."""
+        bounds = alone.Bounds.of(stage.cost.macs, stage.size.file_bytes, self.samples.samples)
+        tell = _only_fraction(report, f"measuring each layer of {stage.name} alone")
+        try:
+            effect, layers = alone.measure(
+                changed, self.samples, self.work, bounds=bounds, threads=self.threads, report=tell
+            )
+        except EngineError as error:
+            note = f"its layers were not measured alone: {error.message}"
+            return stage.model_copy(update={"notes": (*stage.notes, note)})
+        return stage.model_copy(update={"effect": effect, "layers": layers})
 
     @property
     def fixed_batch(self) -> int | None:

@@ -26,10 +26,12 @@ from workers.engine.errors import BadData
 from workers.engine.formats import inspection, torch_save
 from workers.engine.gauge import Gauge, Performed
 from workers.engine.graph import Graph, verify
-from workers.engine.measure import environment
+from workers.engine.measure import alone, environment
 
 _MEASURING = 0.8
 """From this fraction of a step on it is measured."""
+_EXPLAINING = 0.9
+"""From this fraction on, layer by layer."""
 
 
 def compress(jobdir: Path) -> Report:
@@ -215,8 +217,13 @@ def _perform(
         result,
         Performed(step.kind, index, seconds, ctx.coverage, step.analyzes),
         before,
-        job.teller.part(_MEASURING, 1.0),
+        job.teller.part(_MEASURING, _EXPLAINING),
     )
+    if step.changes_model:
+        changed = alone.Changed(
+            ctx.coverage.prepared or graph, result, exported, [t.layer for t in stage.touched]
+        )
+        stage = gauge.explain(stage, changed, job.teller.part(_EXPLAINING, 1.0))
     return result, stage, ctx.coverage
 
 

@@ -41,6 +41,7 @@ def apply(graph: Graph, step: QuantizeBits, ctx: Context) -> Graph:
         BadModel: a weight, or an input of a layer on training samples, is not finite.
     """
     layers = _prepared(graph, _shapes(graph, ctx), step, ctx)
+    ctx.coverage.prepared = graph.clone()
     matrices = {name: Matrix.of(graph, users[0]) for name, users in layers.items()}
     widths = (step.bits,) if step.mixed is None else step.mixed.choices
     found = round_all(graph, layers, matrices, widths, step, ctx)

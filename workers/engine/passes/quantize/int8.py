@@ -72,6 +72,7 @@ def apply(graph: Graph, step: QuantizeInt8, ctx: Context) -> Graph:
     limit = weight_limit(step, ctx)
     deeds: Deeds = defaultdict(list)
     balance(graph, targets, input_shapes, step, ctx, deeds)
+    ctx.coverage.prepared = graph.clone()
     if step.mode == "static":
         integer = _static.quantize(
             graph, targets, products, step, ctx, limit=limit, rules=rules, deeds=deeds

@@ -46,6 +46,7 @@ def apply(graph: Graph, step: QuantizeQat, ctx: Context) -> Graph:
     limit = int8.weight_limit(start, ctx)
     deeds: Deeds = defaultdict(list)
     int8.balance(graph, targets, input_shapes, start, ctx, deeds)
+    ctx.coverage.prepared = graph.clone()
     plan = _plan.make(graph.nodes, _static.kernels(targets, products, rules), rules)
     codes = _static.calibrate(graph, plan, start, ctx, symmetric=rules.symmetric)
     weights = Weights(

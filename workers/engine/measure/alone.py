@@ -1,0 +1,183 @@
+"""What each layer that a step changed costs the network when it alone is changed.
+
+    error(layer) = ||y^ - y|| / ||y||        y: outputs before the step; y^: with this layer as the step left it, all others as before
+
+Each such network is put together from the two graphs (graph/splice.py), written and run by ONNX Runtime on some of the samples of the
+eval split: codes, scales, roundings of the layer's inputs and its bias are those of the exported file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from modelpress.spec.report import Effect, LayerError, Quality
+from workers.engine import data, formats
+from workers.engine.errors import EngineError
+from workers.engine.formats import upgrade
+from workers.engine.graph import Graph, shapes, splice
+from workers.engine.measure import quality
+from workers.engine.measure.quality import Reference
+
+MAX_LAYERS, MIN_LAYERS = 24, 4
+MAX_SAMPLES, MIN_SAMPLES = 256, 32
+MAX_MACS = 4e11
+"""Of all runs together: some seconds."""
+MAX_BYTES = 4e9
+"""Of all files that are written."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How much is measured."""
+
+    layers: int
+    samples: int
+
+    @classmethod
+    def of(cls, macs: int, file_bytes: int, samples: int) -> Bounds:
+        """For a network of so many multiply-accumulates and bytes: few samples before few layers."""
+        budget = MAX_MACS / max(macs, 1)
+        taken = min(samples, max(MIN_SAMPLES, min(MAX_SAMPLES, int(budget / MAX_LAYERS))))
+        layers = int(min(budget / max(taken, 1), MAX_BYTES / max(file_bytes, 1)))
+        return cls(max(MIN_LAYERS, min(MAX_LAYERS, layers)), taken)
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A network before and after a step."""
+
+    before: Graph
+    """In the form in which its layers compare with those of `after`."""
+    after: Graph
+    exported: Path
+    """The file of `after`."""
+    touched: Sequence[str]
+    """Weights or nodes that the step changed, by name."""
+
+
+def measure(
+    changed: Changed,
+    samples: data.Dataset,
+    work: Path,
+    *,
+    bounds: Bounds,
+    threads: int,
+    report: Callable[[float], None] = quality.silent,
+) -> tuple[Effect, tuple[LayerError, ...]]:
+    """What the step did to the network as it was before, and what each of its largest layers does alone.
+
+    Raises:
+        EngineError: the network before or after the step can't be run.
+    """
+    few = samples.take(bounds.samples, 0)
+    bench = _Bench(changed, few, work / "alone", threads)
+    before, reference = bench.before()
+    after = quality.measure(changed.exported, few, reference, threads=threads)
+    layers = _layers(changed.before, changed.touched)
+    found: list[LayerError] = []
+    for number, (name, nodes) in enumerate(list(layers.items())[: bounds.layers], start=1):
+        found.append(bench.alone(name, nodes, reference))
+        report(number / min(len(layers), bounds.layers))
+    rest = [_unmeasured(changed.before, n, _TOO_MANY) for n in list(layers)[bounds.layers :]]
+    return _effect(before, after), (*_with_shares(found), *rest)
+
+
+_TOO_MANY = "not measured alone: one of many, and others are larger"
+
+
+class _Bench:
+    """Builds and runs networks of which one layer is changed."""
+
+    def __init__(self, changed: Changed, samples: data.Dataset, folder: Path, threads: int) -> None:
+        self._graph, self._after = changed.before.clone(), changed.after
+        self._samples, self._folder, self._threads = samples, folder, threads
+        folder.mkdir(parents=True, exist_ok=True)
+        upgrade.upgrade(self._graph.model, self._after.opset)
+        model, newer = self._graph.model, self._after.model
+        model.graph.opset_imports.update(newer.graph.opset_imports)
+        model.ir_version = max(model.ir_version or 0, newer.ir_version or 0)
+        given = {name: array.shape for name, array in samples.batch([0]).items()}
+        inputs = shapes.example_shapes(self._graph, given=given)
+        self._shapes = shapes.infer(self._graph, inputs)
+        self._new_shapes = shapes.infer(self._after, inputs)
+
+    def before(self) -> tuple[Quality, Reference]:
+        """How the network did before the step."""
+        path = self._write(self._graph)
+        kept = self._folder / "outputs"
+        return quality.baseline(path, self._samples, kept, threads=self._threads)
+
+    def alone(self, name: str, nodes: Sequence[str], reference: Reference) -> LayerError:
+        """How it does with one layer changed."""
+        network = self._graph.clone()
+        try:
+            splice.splice(network, self._after, nodes, self._shapes, self._new_shapes)
+            path = self._write(network)
+            found = quality.measure(path, self._samples, reference, threads=self._threads)
+        except EngineError as error:
+            return _unmeasured(self._graph, name, f"not measured alone: {error.message}")
+        return LayerError(
+            layer=name,
+            elements=_elements(self._graph, name),
+            relative_l2_difference=found.relative_l2_difference,
+            agreement=found.agreement,
+            accuracy=found.accuracy,
+        )
+
+    def _write(self, network: Graph) -> Path:
+        for file in self._folder.glob("network.onnx*"):
+            file.unlink()
+        path = self._folder / "network.onnx"
+        formats.save(network, path)
+        return path
+
+
+def _layers(graph: Graph, touched: Sequence[str]) -> dict[str, list[str]]:
+    """Nodes of each touched weight or node, the largest first; what belongs to a larger one is left out."""
+    ordered = sorted(dict.fromkeys(touched), key=lambda name: -_elements(graph, name))
+    found: dict[str, list[str]] = {}
+    for name in ordered:
+        nodes = list(_nodes(graph, name))
+        known = {node for others in found.values() for node in others}
+        if nodes and not known & set(nodes):
+            found[name] = nodes
+    return found
+
+
+def _nodes(graph: Graph, name: str) -> Iterator[str]:
+    """Those that read an initializer, or the one of this name."""
+    value = graph.initializers.get(name)
+    if value is not None:
+        yield from dict.fromkeys(node.name or "" for node, _ in value.uses())
+    else:
+        yield from (name for node in graph.nodes if node.name == name)
+
+
+def _elements(graph: Graph, name: str) -> int:
+    value = graph.initializers.get(name)
+    return 0 if value is None or value.const_value is None else value.const_value.size
+
+
+def _unmeasured(graph: Graph, name: str, reason: str) -> LayerError:
+    return LayerError(layer=name, elements=_elements(graph, name), reason=reason)
+
+
+def _effect(before: Quality, after: Quality) -> Effect:
+    return Effect(
+        samples=after.samples,
+        accuracy_before=before.accuracy,
+        accuracy=after.accuracy,
+        agreement=after.agreement,
+        relative_l2_difference=after.relative_l2_difference,
+    )
+
+
+def _with_shares(found: Sequence[LayerError]) -> Iterator[LayerError]:
+    """The same with the share of each in the sum of squared errors."""
+    total = sum((layer.relative_l2_difference or 0.0) ** 2 for layer in found)
+    for layer in found:
+        error = layer.relative_l2_difference
+        share = None if error is None or not total else error**2 / total
+        yield layer.model_copy(update={"share": share})
