@@ -124,18 +124,10 @@ def test_what_one_job_measured_is_used_by_the_next(
         assert client.job(json.loads(used.stdout)["job"]).sensitivity == known["id"]
         with pytest.raises(errors.Invalid, match="no sensitivities"):
             client.validate(model, {"steps": mixed}, data=data, sensitivity="sns_x")
-    assert "not measured but known: of weights rounded to nearest" in used.stdout
-
-
-def test_file_of_sensitivities_is_used_without_a_server(alone: Run, directory: Path) -> None:
-    mixed = [{"kind": "quantize.bits", "mixed": {"average_bits": 6}}]
-    (directory / "mixed.json").write_text(json.dumps({"steps": mixed}))
-    steps = [{"kind": "analyze.sensitivity", "methods": ["bits"], "samples": 32}]
-    (directory / "analyze.json").write_text(json.dumps({"steps": steps}))
-    argv = ("compress", "model.onnx", "--data", "data.npz", "--local", "--recipe")
-    assert alone(*argv, "analyze.json", "--out", "one").exit_code == Exit.OK
-    used = alone(*argv, "mixed.json", "--sensitivity", "one/sensitivity.json", "--json")
-    assert "not measured but known: of weights" in used.stdout, used.output
+    argv = ("compress", "model.onnx", "--data", "data.npz", "--local", "--recipe", "mixed.json")
+    here = run(*argv, "--sensitivity", "analyzed/sensitivity.json", "--json")
+    for told in (used, here):
+        assert "not measured but known: of weights rounded to nearest" in told.stdout, told.output
 
 
 def test_onnx_of_a_job_is_refused(run: Run, done: str) -> None:
