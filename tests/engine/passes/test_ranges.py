@@ -52,6 +52,14 @@ def test_squared_error_finds_the_best_end_of_a_rectified_range():
     assert high < 0.9 * values.max()
 
 
+def test_entropy_cuts_next_to_nothing_though_a_background_leaves_spikes():
+    rng = np.random.default_rng(0)
+    spikes = np.repeat([0.11, 0.23, 0.31, 0.42], 20_000).astype(np.float32)
+    values = np.concatenate([spikes, np.abs(rng.normal(size=40_000)).astype(np.float32)])
+    _, high = bounds(_ranges.Entropy(symmetric=False), values)
+    assert (values > high).mean() <= 0.001
+
+
 @pytest.mark.parametrize("make", [_ranges.SquaredError, _ranges.Entropy])
 def test_values_that_fill_their_range_evenly_keep_all_of_it(make):
     values = np.random.default_rng(0).uniform(-1, 3, 200_000).astype(np.float32)
