@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from modelpress import _curves
+from modelpress import _curves, _explained
 from modelpress.spec import recipe as recipes
 from modelpress.spec.constraint import ConstraintResult
 from modelpress.spec.report import Control, Latency, Quality, Report, Size, Stage, Verification
@@ -33,8 +33,10 @@ def render(report: Report) -> RenderableType:
     parts: list[RenderableType] = [_table(report), _caption(report)]
     for stage in report.stages:
         parts += _about(stage)
+    parts += _explained.shares(report)
     parts += [_constraint(result) for result in report.constraints]
     parts += _ending(report)
+    parts += _explained.advice(report)
     return Group(*parts)
 
 
@@ -152,6 +154,7 @@ def _about(stage: Stage) -> list[RenderableType]:
     if hidden > 0:
         lines.append(_bullet(f"left alone: {hidden} more, see report.json"))
     lines += [_bullet(f"{c.name}: {c.note}") for c in stage.controls if c.note]
+    lines += _explained.layers(stage)
     lines += _curves.tables(stage.curves)
     if stage.step is None and not lines:
         return []

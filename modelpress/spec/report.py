@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from modelpress.spec.advice import Advice
 from modelpress.spec.constraint import ConstraintResult
 from modelpress.spec.recipe import Recipe
 from modelpress.spec.state import Outcome
@@ -224,6 +225,36 @@ class Stage(_Frozen):
     )
 
 
+class StepShare(_Frozen):
+    """What one step has of everything that the recipe won and lost.
+
+    Of what is divided (bytes, multiply-accumulates, time) shares are those of the logarithm: two steps that halve have one half each.
+    """
+
+    step: int = Field(description="Index of the step in the recipe.")
+    name: str = Field(description="The kind of the step.")
+    accuracy_before: float | None = Field(
+        default=None, description="Top-1 accuracy before the step; null without labels."
+    )
+    accuracy: float | None = Field(default=None, description="The same after it.")
+    drop_share: float | None = Field(
+        default=None,
+        description="Of all the accuracy that was lost; below 0 where the step won some, null where nothing was lost.",
+    )
+    size_factor: float = Field(
+        description="Bytes before it over bytes after it, of the packed file where there is one."
+    )
+    size_share: float | None = Field(
+        default=None, description="Of all bytes won; null where they changed by less than 1 %."
+    )
+    macs_factor: float = Field(description="Multiply-accumulates before it over those after it.")
+    macs_share: float | None = Field(default=None, description="Of all that were won.")
+    latency_factor: float = Field(
+        description="Time before it over time after it, each beside the uploaded model's."
+    )
+    latency_share: float | None = Field(default=None, description="Of all the time won.")
+
+
 class ArtifactInfo(_Frozen):
     """A file the job made."""
 
@@ -298,6 +329,12 @@ class Report(_Frozen):
     environment: Environment = Field(description="Where it ran.")
     stages: tuple[Stage, ...] = Field(
         description="The baseline, then one stage for each finished step."
+    )
+    shares: tuple[StepShare, ...] = Field(
+        default=(), description="What each step has of what was won and lost."
+    )
+    advice: tuple[Advice, ...] = Field(
+        default=(), description="What to try next, by what was measured."
     )
     constraints: tuple[ConstraintResult, ...] = Field(
         default=(), description="What was asked beside what was measured."

@@ -358,3 +358,36 @@ STAGE = """{"name": "baseline", "step": null, "seconds": 0, "quality": null,
 REPORT = """{"model": "m", "model_sha256": "", "recipe": {"steps": [{"kind": "prune.magnitude", "sparsity": 0.5}]},
  "seed": 0, "data": null, "environment": {"modelpress": "", "python": "", "torch": "", "onnx": "", "onnxruntime": "",
  "cpu": "", "cpu_flags": [], "cores": 1, "device": "cpu", "sandbox": "none"}}"""
+
+
+def test_a_report_explains_each_step_layer_by_layer(digits):
+    report = finished(digits([TUNED, INT8]))
+    baseline, *steps = report.stages
+    assert baseline.effect is None
+    assert baseline.layers == ()
+    for stage in steps:
+        assert stage.effect is not None
+        assert stage.effect.samples == report.data.eval_samples
+        assert {layer.layer for layer in stage.layers} == {t.layer for t in stage.touched}
+        assert all(layer.accuracy is not None for layer in stage.layers)
+    assert [share.name for share in report.shares] == ["prune.magnitude", "quantize.int8"]
+    assert report.shares[1].size_factor > 1
+    assert sum(share.size_share for share in report.shares) == pytest.approx(1)
+
+
+def test_a_step_that_only_packs_changes_no_layer(digits):
+    report = finished(digits([INT8, {"kind": "code.entropy"}]))
+    assert report.stages[1].layers
+    assert report.stages[2].effect is None
+    assert report.stages[2].layers == ()
+
+
+def test_a_step_that_changed_nothing_leaves_its_advice(digits):
+    jobdir = digits([TUNED, {**PRUNE, "sparsity": 0.1}])
+    with pytest.raises(NothingChanged):
+        pipeline.compress(jobdir)
+    report = report_of(jobdir)
+    assert [stage.name for stage in report.stages] == ["baseline", "prune.magnitude"]
+    assert report.advice[-1].put == "remove"
+    assert report.advice[-1].step == 1
+    assert "zeroed no weight" in report.advice[-1].text

@@ -20,13 +20,13 @@ from modelpress.spec.order import CompressOrder
 from modelpress.spec.report import DataUse, Report, Stage
 from modelpress.spec.sensitivity import Sensitivity
 from modelpress.spec.step import Step
-from workers.engine import context, data, formats, others, outbox, passes, probing
+from workers.engine import advice, context, data, formats, others, outbox, passes, probing
 from workers.engine.context import Context, Coverage
-from workers.engine.errors import BadData
+from workers.engine.errors import BadData, NothingChanged
 from workers.engine.formats import inspection, torch_save
 from workers.engine.gauge import Gauge, Performed
 from workers.engine.graph import Graph, verify
-from workers.engine.measure import alone, environment
+from workers.engine.measure import alone, environment, shares
 
 _MEASURING = 0.8
 """From this fraction of a step on it is measured."""
@@ -49,13 +49,18 @@ def compress(jobdir: Path) -> Report:
     analyses: list[Sensitivity] = []
     for index, step in enumerate(job.asked.recipe.steps):
         before = graph
-        graph, stage, coverage = _perform(job, gauge, graph, index, step, report.stages[-1])
+        try:
+            graph, stage, coverage = _perform(job, gauge, graph, index, step, report.stages[-1])
+        except NothingChanged as error:
+            tried = (*report.advice, advice.of_failure(index, error))
+            outbox.write_report(jobdir, report.model_copy(update={"advice": tried}))
+            raise
         if coverage.sensitivity is not None:
             analyses.append(coverage.sensitivity)
         if not step.analyzes:
             files = tuple(coverage.files)
         job = replace(job, ctx=_known(job.ctx, step, coverage))
-        report = report.model_copy(update={"stages": (*report.stages, stage)})
+        report = _with_stage(report, stage)
         _finish_stage(job, report)
     _keep_artifacts(job, gauge, graph, files)
     _keep_analyses(job, analyses)
@@ -225,6 +230,13 @@ def _perform(
         )
         stage = gauge.explain(stage, changed, job.teller.part(_EXPLAINING, 1.0))
     return result, stage, ctx.coverage
+
+
+def _with_stage(report: Report, stage: Stage) -> Report:
+    """The report with one stage more, and what follows from all of them."""
+    longer = report.model_copy(update={"stages": (*report.stages, stage)})
+    found = {"shares": tuple(shares.of(longer.stages)), "advice": advice.of(longer)}
+    return longer.model_copy(update=found)
 
 
 def _known(ctx: Context, step: Step, done: Coverage) -> Context:
