@@ -22,10 +22,11 @@ from pydantic import BaseModel, TypeAdapter
 from modelpress.spec import order
 from modelpress.spec.constraint import Constraint
 from modelpress.spec.inspection import Architecture
-from modelpress.spec.job import Formats, Images, Limits, Role
+from modelpress.spec.job import Formats, Images, Limits
 from modelpress.spec.recipe import Recipe
 from modelpress.spec.report import Report
 from modelpress.spec.state import Failure, FailureClass
+from modelpress.spec.step import Role
 from workers import attempt, sandbox
 
 REPORT = "report.json"

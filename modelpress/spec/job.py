@@ -16,14 +16,13 @@ from pydantic import (
 from modelpress.spec import named
 from modelpress.spec.constraint import Constraint
 from modelpress.spec.recipe import Recipe
+from modelpress.spec.step import Role
 
 GIB = 1 << 30
 
 Format = Literal["onnx", "pt2"]
 MAX_MODELS = 8
 
-Role = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
-"""What another model is to a job: 'initial' has the weights that the model had before it was trained."""
 ModelId = Annotated[str, StringConstraints(max_length=64)]
 
 RecipeOrName = Annotated[

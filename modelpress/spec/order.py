@@ -14,8 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from modelpress.spec.constraint import Constraint
 from modelpress.spec.inspection import Architecture
-from modelpress.spec.job import MAX_MODELS, Formats, Images, Role
+from modelpress.spec.job import MAX_MODELS, Formats, Images
 from modelpress.spec.recipe import Recipe
+from modelpress.spec.step import Role
 
 ORDER = "order.json"
 INPUT = "input"

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from modelpress.spec.distill import Recover, _teaching
 from modelpress.spec.step import FineTune, Step
 
 Method = Literal["bwn", "binary_connect", "bnn", "xnor", "ternary"]
@@ -57,6 +58,10 @@ class QuantizeBinary(Step):
         le=100,
         description="With distill: what class scores are divided by before they are compared.",
     )
+    recover: Recover | None = Field(
+        default=None,
+        description="What training goes by in more detail, instead of distill and temperature.",
+    )
     training: BinaryTraining = Field(
         default=BinaryTraining(), description="How the network is trained with binary weights."
     )
@@ -67,7 +72,11 @@ class QuantizeBinary(Step):
 
     @property
     def needs_labels(self) -> bool:
-        return True
+        return _teaching.needs_labels(self.training, self.recover)
+
+    @property
+    def needs_models(self) -> tuple[str, ...]:
+        return _teaching.roles(self.recover)
 
     @property
     def leaves_ends(self) -> bool:
@@ -85,4 +94,10 @@ class QuantizeBinary(Step):
             raise ValueError(
                 f"stochastic is for method 'binary_connect', method is '{self.method}': set another, or leave stochastic out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _says_once_what_is_learned(self) -> Self:
+        if self.recover is not None and self.distill > 0:
+            raise ValueError("distill and recover both say what is learned: leave one of them out")
         return self

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from modelpress.spec.distill import Recover, _teaching
 from modelpress.spec.quantize.int8 import QuantizeInt8, Target
 from modelpress.spec.step import FineTune, Step
 
@@ -39,6 +40,10 @@ class QuantizeQat(Step):
         description="Learn the outputs of the uploaded model instead of labels; null does so where there are no labels, or where the "
         "model is no classifier.",
     )
+    recover: Recover | None = Field(
+        default=None,
+        description="What training goes by in more detail, such as teachers and a temperature; null: as `distill` says.",
+    )
     target: Target = Field(
         default="cpu",
         description="Who runs the file, as in quantize.int8: cpu, tensorrt or mobile.",
@@ -70,7 +75,13 @@ class QuantizeQat(Step):
 
     @property
     def needs_labels(self) -> bool:
+        if self.recover is not None:
+            return _teaching.needs_labels(self.training, self.recover)
         return self.distill is False
+
+    @property
+    def needs_models(self) -> tuple[str, ...]:
+        return _teaching.roles(self.recover)
 
     @property
     def start(self) -> QuantizeInt8:
@@ -84,3 +95,9 @@ class QuantizeQat(Step):
             reduce_range=self.reduce_range,
             equalize=self.equalize,
         )
+
+    @model_validator(mode="after")
+    def _says_once_what_is_learned(self) -> Self:
+        if self.recover is not None and self.distill is not None:
+            raise ValueError("distill and recover both say what is learned: leave one of them out")
+        return self

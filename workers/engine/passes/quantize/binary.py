@@ -17,14 +17,15 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from modelpress.spec.distill import Distill, Recover
 from modelpress.spec.quantize import QuantizeBinary
-from workers.engine import forward, train
+from workers.engine import forward, teaching
 from workers.engine.context import Context
 from workers.engine.errors import NothingChanged, Unsupported
 from workers.engine.graph import Graph, codes, edit, execute, match, shapes
 from workers.engine.graph.match import Layer
 from workers.engine.passes import _weights
-from workers.engine.passes.quantize import _binarize, _chosen, _parent, _signs
+from workers.engine.passes.quantize import _binarize, _chosen, _signs
 from workers.engine.passes.quantize._binarize import Coded
 from workers.engine.passes.quantize._signs import Signs
 
@@ -51,7 +52,7 @@ def apply(graph: Graph, step: QuantizeBinary, ctx: Context) -> Graph:
     layers = _binarized(graph, step, ctx)
     signs = _take_signs(graph, set(layers), step, ctx)
     module = Binary(graph, layers, step, ctx.generator("signs"), signs)
-    _train(module, step, ctx)
+    _train(module, graph, step, ctx)
     execute.write_back(module.network, graph)
     _signs.finish(graph, signs)
     for name, coded in module.coded().items():
@@ -164,20 +165,16 @@ def _take_signs(graph: Graph, names: set[str], step: QuantizeBinary, ctx: Contex
     return _signs.place(graph, layers, ranks, _signs.trained_values(graph))
 
 
-def _train(module: Binary, step: QuantizeBinary, ctx: Context) -> None:
-    assert ctx.train is not None, "the recipe was checked: training has data"
-    taught = step.distill > 0
-    loss = _parent.loss(ctx.source, step.distill, step.temperature) if taught else None
-    log = train.fit(
-        _parent.Taught(module, ctx.source) if taught else module,
-        ctx.train,
-        step.training,
-        ctx,
-        loss=loss,
-        after_step=module.settle,
-        label=step.method,
+def _train(module: Binary, graph: Graph, step: QuantizeBinary, ctx: Context) -> None:
+    by = step.recover
+    if step.distill > 0:
+        by = Recover(distill=Distill(alpha=step.distill, temperature=step.temperature))
+    log = teaching.train_by(
+        module, graph, step.training, ctx, by, after_step=module.settle, label=step.method
     )
-    beside = f", {step.distill:.0%} of it the uploaded model's scores" if taught else ""
+    beside = f", {step.distill:.0%} of it the uploaded model's scores" if step.distill > 0 else ""
+    if step.recover is not None:
+        beside = f" by {teaching.described(step.recover)}"
     ctx.note(
         f"loss{beside}: {log.losses[0]:.4g} in the first epoch, {log.losses[-1]:.4g} in the last"
     )

@@ -14,15 +14,12 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
+from modelpress.spec.distill import Distill, Recover
 from modelpress.spec.quantize import QuantizeQat
-from workers.engine import train
+from workers.engine import teachers, teaching
 from workers.engine.context import Context
-from workers.engine.graph import Graph, execute, shapes
-from workers.engine.losses import Batch
-from workers.engine.passes.quantize import _parent, _plan, _rules, _static, int8
+from workers.engine.graph import Graph, execute
+from workers.engine.passes.quantize import _plan, _rules, _static, int8
 from workers.engine.passes.quantize._builder import Builder
 from workers.engine.passes.quantize._plan import Plan
 from workers.engine.passes.quantize._refine import Deeds
@@ -30,6 +27,8 @@ from workers.engine.passes.quantize._rules import Rules
 from workers.engine.passes.quantize._simulated import Simulated
 from workers.engine.passes.quantize._static import Codes
 from workers.engine.passes.quantize._weights import Layer, Weights
+
+_BY_OUTPUTS = Recover(distill=Distill(alpha=1.0, temperature=1.0))
 
 
 def apply(graph: Graph, step: QuantizeQat, ctx: Context) -> Graph:
@@ -97,40 +96,26 @@ def _learn(
 
 def _train(simulated: Simulated, graph: Graph, step: QuantizeQat, ctx: Context) -> None:
     assert ctx.train is not None, "the recipe was checked: training has data"
-    scores = _has_scores(graph, ctx)
-    taught = step.distill or (step.distill is None and (ctx.train.labels is None or not scores))
-    loss = (_parent.loss(ctx.source, 1.0, 1.0) if scores else _alike) if taught else None
-    log = train.fit(
-        _parent.Taught(simulated, ctx.source) if taught else simulated,
-        ctx.train,
+    taught = step.distill
+    if taught is None:
+        taught = ctx.train.labels is None or not teachers.has_scores(graph, ctx)
+    log = teaching.train_by(
+        simulated,
+        graph,
         step.training,
         ctx,
-        loss=loss,
+        step.recover if step.recover is not None else (_BY_OUTPUTS if taught else None),
         after_step=simulated.keep_zeros,
         label="qat",
     )
-    whose = "the uploaded model's outputs" if taught else "the labels"
+    whose = "the labels"
+    if step.recover is not None:
+        whose = teaching.described(step.recover)
+    elif taught:
+        whose = "the uploaded model's outputs"
     ctx.note(
         f"trained towards {whose}: loss {log.losses[0]:.4g} in the first epoch, {log.losses[-1]:.4g} in the last"
     )
-
-
-def _has_scores(graph: Graph, ctx: Context) -> bool:
-    """Whether an output is [samples, classes]."""
-    found = shapes.infer(graph, int8.example_shapes(graph, ctx))
-    return any(len(found.get(output.name or "", ())) == 2 for output in graph.outputs)
-
-
-def _alike(batch: Batch) -> Tensor:
-    """Squared difference of all outputs from the parent's, over the variance of the parent's."""
-    half = len(batch.outputs) // 2
-    pairs = zip(batch.outputs[:half], batch.outputs[half:], strict=True)
-    parts = [
-        (ours.float() - parents.float()).square().mean() / parents.float().var().clamp_min(1e-12)
-        for ours, parents in pairs
-        if ours.is_floating_point()
-    ]
-    return torch.stack(parts).mean()
 
 
 def _tell(simulated: Simulated, name: str, deeds: Deeds) -> None:
