@@ -91,7 +91,7 @@ def problems(session: Session, project_id: str, request: JobRequest) -> list[Pro
             _problem(
                 "unused_sensitivity",
                 "no step of the recipe uses sensitivities of the model as it was uploaded",
-                "leave them out, or use a step such as quantize.bits with mixed before others change the model",
+                "leave them out, or use quantize.bits with mixed or prune.channels with scope 'sensitivity' before others change the model",
             )
         ]
     return []

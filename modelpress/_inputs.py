@@ -67,8 +67,8 @@ def asked(
     _require_runnable(wanted, models, has_data=data is not None)
     if sensitivity is not None and not wanted.uses_sensitivity:
         raise typer.BadParameter(
-            f"no step of the recipe uses --sensitivity {sensitivity!r}: quantize.bits with mixed does, where no step before it "
-            "changes the model"
+            f"no step of the recipe uses --sensitivity {sensitivity!r}: quantize.bits with mixed and prune.channels with scope "
+            "'sensitivity' do, where no step before them changes the model"
         )
     return Asked(
         model=model,

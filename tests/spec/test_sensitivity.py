@@ -110,6 +110,10 @@ def test_analysis_may_stand_anywhere_before_integers() -> None:
 def test_recipe_uses_sensitivities_until_a_step_changes_the_model() -> None:
     assert recipe(MIXED).uses_sensitivity
     assert recipe(ANALYZE, MIXED).uses_sensitivity
+    assert recipe(
+        {"kind": "prune.channels", "fraction": 0.5, "scope": "sensitivity"}
+    ).uses_sensitivity
+    assert not recipe({"kind": "prune.channels", "fraction": 0.5}).uses_sensitivity
     assert not recipe(BITS).uses_sensitivity
     assert not recipe(PRUNE, MIXED).uses_sensitivity
 

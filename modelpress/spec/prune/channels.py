@@ -102,9 +102,10 @@ class PruneChannels(PruningInRounds):
         default=None,
         description="With criterion 'bn_scale': training that makes scales small, before each round.",
     )
-    scope: Literal["layer", "global", "isomorphic"] = Field(
+    scope: Literal["layer", "global", "isomorphic", "sensitivity"] = Field(
         default="layer",
-        description="Take the same fraction of each layer, the least worthy of all layers, or of layers of equal structure.",
+        description="Take the same fraction of each layer, the least worthy of all layers, or of layers of equal structure; or of each layer "
+        "the fraction that alone moves the outputs as far, as analyze.sensitivity measures it (needs data).",
     )
     overrides: tuple[LayerFraction, ...] = Field(
         default=(),
@@ -142,12 +143,17 @@ class PruneChannels(PruningInRounds):
         default=256,
         ge=1,
         le=100_000,
-        description="With criterion 'taylor' or 'activation': training samples that are run.",
+        description="With criterion 'taylor' or 'activation', or scope 'sensitivity': training samples that are run.",
     )
 
     @property
     def needs_data(self) -> bool:
-        return self.needs_labels or self.criterion in _OF_ACTIVATIONS
+        measures = self.criterion in _OF_ACTIVATIONS or self.scope == "sensitivity"
+        return self.needs_labels or measures
+
+    @property
+    def uses_sensitivity(self) -> bool:
+        return self.scope == "sensitivity"
 
     @property
     def needs_labels(self) -> bool:

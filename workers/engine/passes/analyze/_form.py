@@ -76,14 +76,18 @@ class Form:
         """Channels that go together, where layers that are subjects make them."""
         outputs = {(layer.weight, layer.out_axis) for layer in match.layers(self.graph)}
         known = {subject.name for subject in self.layers}
-        found = []
+        found: dict[str, Subject] = {}
         for family in self.plan.families:
-            excluded = any(self.step.excludes(name) for name, _ in family.axes)
             makers = [n for n, axis in family.axes if (n, axis) in outputs and n in known]
-            if makers and not excluded:
-                first, *others = dict.fromkeys(makers)
-                found.append(Subject(first, tuple(others), family=family))
-        return found
+            first = next((name for name in makers if name not in found), None)
+            if first is not None and not any(self.step.excludes(n) for n, _ in family.axes):
+                others = tuple(name for name in dict.fromkeys(makers) if name != first)
+                found[first] = Subject(first, others, family=family)
+            elif makers:
+                self.ctx.note(
+                    f"channels: a part of '{makers[0]}' was not measured: it is excluded, or the layer's name stands for another part"
+                )
+        return list(found.values())
 
     @cached_property
     def plan(self) -> Plan:

@@ -130,7 +130,7 @@ def remove_channels(form: Form, subject: Subject, amounts: Sequence[float]) -> C
         if not removed.any():
             continue
         graph = form.graph.clone()
-        channels.surgery.remove(graph, plan, removed, dict(form.shapes))
+        channels.surgery.remove(graph, plan, removed, form.shapes, is_checked=False)
         after = graph.parameters()
         cut = [name for name in before if after[name].shape != before[name].shape]
         size_bytes = sum(before[n].nbytes for n in cut), sum(after[n].nbytes for n in cut)

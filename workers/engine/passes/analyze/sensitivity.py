@@ -26,7 +26,16 @@ from workers.engine.passes.quantize import _moments
 
 
 def apply(graph: Graph, step: AnalyzeSensitivity, ctx: Context) -> Graph:
-    """Measures every layer; answers the graph as it was.
+    """Leaves the table with the context; answers the graph as it was. Raises as `measure`."""
+    found = measure(graph, step, ctx)
+    ctx.coverage.sensitivity = found
+    ctx.coverage.curves += curves.of_sensitivity(found)
+    _note(found, ctx)
+    return graph
+
+
+def measure(graph: Graph, step: AnalyzeSensitivity, ctx: Context) -> Sensitivity:
+    """The table of a graph.
 
     Raises:
         Unsupported: there is no layer that could be measured.
@@ -35,7 +44,7 @@ def apply(graph: Graph, step: AnalyzeSensitivity, ctx: Context) -> Graph:
     forms = _forms(graph, step, ctx)
     layers = _layers(forms, step, ctx)
     rows, before, samples = _measure(forms, step, ctx)
-    found = Sensitivity(
+    return Sensitivity(
         model_sha256=ctx.model_sha256,
         after=ctx.history,
         seed=ctx.seed,
@@ -45,10 +54,6 @@ def apply(graph: Graph, step: AnalyzeSensitivity, ctx: Context) -> Graph:
         layers=layers,
         rows=tuple(rows),
     )
-    ctx.coverage.sensitivity = found
-    ctx.coverage.curves += curves.of_sensitivity(found)
-    _note(found, ctx)
-    return graph
 
 
 def survey(graph: Graph, ctx: Context) -> None:

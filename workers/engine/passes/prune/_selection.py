@@ -13,6 +13,7 @@ from modelpress.spec.prune import PruneChannels
 from workers.engine.graph import Graph
 from workers.engine.graph.channels.plan import Family, Key, Plan, Removed
 from workers.engine.passes.prune._importance import Scores
+from workers.engine.passes.prune._levels import Levels
 
 Classes = npt.NDArray[np.int64]
 """Numbers of classes."""
@@ -46,6 +47,8 @@ class Candidates:
     step: PruneChannels
     done: float
     """The share of the rounds that is over after this one: so much of an own fraction has gone then."""
+    levels: Levels | None = None
+    """With scope 'sensitivity': what fractions of each layer cost."""
 
     def choose(self, fraction: float) -> Removed:
         """The classes that go, so that this fraction of all that were there before the first round is gone.
@@ -81,6 +84,13 @@ class Candidates:
                 quota = _count(member.own * self.done, member.total) - member.gone
                 yield member, self._ranked(member)[: max(quota, 0)]
         others = [member for member in self.members if member.own is None]
+        if self.levels is not None:
+            known = [(member.family.key, member.total) for member in others]
+            shares = self.levels.shares(known, fraction, self.step.max_layer_fraction)
+            for member, share in zip(others, shares, strict=True):
+                quota = _count(share, member.total) - member.gone
+                yield member, self._ranked(member)[: max(quota, 0)]
+            return
         for group in _groups(self.plan.flow.book.graph, others, self.step.scope):
             yield from zip(group, self._lowest_of(group, fraction), strict=True)
 

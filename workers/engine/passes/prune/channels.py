@@ -32,10 +32,12 @@ from workers.engine.passes.prune import (
     _layers,
     _recovery,
     _selection,
+    _sensitivity,
     _slimming,
 )
 from workers.engine.passes.prune._clock import Clock
 from workers.engine.passes.prune._goal import Goal
+from workers.engine.passes.prune._levels import Levels
 from workers.engine.passes.prune._recovery import Round
 from workers.engine.passes.prune._selection import Candidates
 
@@ -55,6 +57,8 @@ class _Work:
     totals: Mapping[Key, int]
     """Classes of each family before the first round."""
     goal: Goal
+    levels: Levels | None
+    """With scope 'sensitivity': what fractions of each layer cost."""
 
 
 def apply(graph: Graph, step: PruneChannels, ctx: Context) -> Graph:
@@ -75,7 +79,8 @@ def apply(graph: Graph, step: PruneChannels, ctx: Context) -> Graph:
     reasons = _layers.reasons(graph, plan, step)
     _layers.note_attention(plan, step, ctx)
     goal = _open(graph, plan, step, input_shapes, ctx)
-    work = _Work(graph, step, ctx, input_shapes, _selection.totals(plan), goal)
+    levels = _sensitivity.levels(graph, plan, step, ctx)
+    work = _Work(graph, step, ctx, input_shapes, _selection.totals(plan), goal, levels)
     try:
         _prune(work, plan)
     finally:
@@ -171,7 +176,7 @@ def _candidates(
     own = _layers.overridden(work.graph, free, work.step)
     members = _selection.members(free, work.totals, own)
     ties = ctx.random("ties").permutation(plan.classes.count)
-    return Candidates(plan, members, scores, ties, work.step, done)
+    return Candidates(plan, members, scores, ties, work.step, done, work.levels)
 
 
 def _recover(work: _Work, now: Round) -> None:
