@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from modelpress.spec.analyze import AnalyzeSensitivity
 from modelpress.spec.code import CodeEntropy, CodeHuffman
+from modelpress.spec.distill import DistillFeatures, DistillLogits
 from modelpress.spec.problem import Problem, Refused, from_validation
 from modelpress.spec.prune import PruneChannels, PruneLottery, PruneMagnitude, PruneSupermask
 from modelpress.spec.quantize import (
@@ -31,6 +32,8 @@ AnyStep = Annotated[
     | PruneChannels
     | PruneLottery
     | PruneSupermask
+    | DistillLogits
+    | DistillFeatures
     | QuantizeInt8
     | QuantizeQat
     | QuantizeBits

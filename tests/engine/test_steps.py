@@ -26,6 +26,12 @@ VARIANTS: dict[str, Step] = {
     ),
     "code.huffman": STEPS["code.huffman"](),
     "code.entropy": STEPS["code.entropy"](),
+    "distill.logits": STEPS["distill.logits"](
+        student={"weights": "fresh"}, training={"epochs": 2, "batch_size": 24}
+    ),
+    "distill.features": STEPS["distill.features"](
+        student={"width": 0.5}, training={"epochs": 1, "batch_size": 24}
+    ),
     "prune.magnitude": STEPS["prune.magnitude"](sparsity=0.5),
     "prune.magnitude/layer": STEPS["prune.magnitude"](sparsity=0.5, scope="layer"),
     "prune.magnitude/fine-tuned": STEPS["prune.magnitude"](
@@ -189,6 +195,9 @@ def check_effect(step: Step, source: Graph, data: bytes, ctx: Context) -> None:
     elif step.kind == "prune.magnitude":
         zeros = sum(int((w == 0).sum()) for w in layers)
         assert zeros == pytest.approx(step.sparsity * sum(w.size for w in layers), abs=len(layers))
+    elif step.kind.startswith("distill."):
+        names = [touched.layer for touched in ctx.coverage.touched]
+        assert all(not np.array_equal(weights[name], source.weight(name)) for name in names)
     elif step.kind == "prune.lottery":
         reached = [float((w == 0).mean()) for w in layers]
         goals = (

@@ -92,8 +92,13 @@ def _differing_outputs(student: Graph, teacher: Graph, ctx: Context) -> list[str
 
 def _answers(graph: Graph, ctx: Context) -> list[tuple[int, ...]]:
     """Shapes of the outputs of one sample, without the batch."""
-    found = shapes.infer(graph, shapes.example_shapes(graph, given=_by_position(graph, ctx)))
+    found = shapes_of(graph, ctx)
     return [found.get(value.name or "", ())[1:] for value in graph.outputs]
+
+
+def shapes_of(graph: Graph, ctx: Context) -> dict[str, tuple[int, ...]]:
+    """Of all values of a student or teacher, for one sample of the data."""
+    return shapes.infer(graph, shapes.example_shapes(graph, given=_by_position(graph, ctx)))
 
 
 def _by_position(graph: Graph, ctx: Context) -> dict[str, tuple[int, ...]]:

@@ -1,0 +1,1 @@
+"""Passes in which a network learns from others."""

@@ -1,0 +1,106 @@
+"""Places of a student and of its teacher that learn from each other: named, or matched by position and shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from modelpress.spec.distill import DistillFeatures
+from workers.engine.errors import NothingChanged, Unsupported
+from workers.engine.graph import Graph
+from workers.engine.passes.distill import _blocks
+
+Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two values, and the axis along which they hold channels."""
+
+    student: str
+    teacher: str
+    own: Shape
+    theirs: Shape
+    axis: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether both have as many channels."""
+        return self.own == self.theirs
+
+    def __str__(self) -> str:
+        return f"{self.student} {list(self.own)} <- {self.teacher} {list(self.theirs)}"
+
+
+def find(
+    student: Graph, teacher: Graph, step: DistillFeatures, own: Shapes, theirs: Shapes
+) -> list[Pair]:
+    """The pairs that the step names, or those that are matched. Shapes are of all values, of one sample.
+
+    Raises:
+        NothingChanged: none could be matched.
+        Unsupported: a name is of no value, or two shapes can't be compared.
+    """
+    named = [(_value(student, p.student), _value(teacher, p.teacher)) for p in step.pairs]
+    asked = named or _matched(student, teacher, own, theirs)
+    pairs = [_pair(a, b, own[a], theirs[b], step) for a, b in asked]
+    if not pairs:
+        raise NothingChanged(
+            "no place of the student has the resolution of a place of the teacher",
+            hint="name pairs, or use distill.logits",
+        )
+    return pairs
+
+
+def _value(graph: Graph, name: str) -> str:
+    """The value that a name of a node or of a value stands for."""
+    for node in graph.nodes:
+        outputs = [value.name or "" for value in node.outputs]
+        if node.name == name or name in outputs:
+            return name if name in outputs else outputs[0]
+    some = ", ".join(node.name or "" for node in graph.nodes[:8])
+    raise Unsupported(
+        f"no node and no value is called '{name}'; the first nodes are {some}",
+        layer=name,
+        hint="look the names up in the model's inspection",
+    )
+
+
+def _matched(student: Graph, teacher: Graph, own: Shapes, theirs: Shapes) -> list[tuple[str, str]]:
+    """The last block of each resolution that both have, in the order of the student."""
+    ours, others = _last_of_resolution(student, own), _last_of_resolution(teacher, theirs)
+    return [(ours[key], others[key]) for key in ours if key in others]
+
+
+def _last_of_resolution(graph: Graph, shapes: Shapes) -> dict[Shape, str]:
+    """Borders of blocks by their resolution; inputs and outputs of the network are not among them."""
+    found: dict[Shape, str] = {}
+    for value in (value for block in _blocks.find(graph) for value in (block.start, block.end)):
+        name = value.name or ""
+        is_inside = not value.is_graph_output() and value.producer() is not None
+        if is_inside and len(shapes.get(name, ())) >= 2:
+            found[_resolution(shapes[name])] = name
+    return found
+
+
+def _resolution(shape: Shape) -> Shape:
+    """All but samples and channels, with the rank: tokens [N, T, C] have their channels last."""
+    inner = shape[1:-1] if len(shape) == 3 else shape[2:]
+    return (len(shape), *inner)
+
+
+def _pair(a: str, b: str, own: Shape, theirs: Shape, step: DistillFeatures) -> Pair:
+    differing = [i for i, (x, y) in enumerate(zip(own, theirs, strict=False)) if x != y]
+    axis = differing[0] if differing else (len(own) - 1 if len(own) == 3 else 1)
+    comparable = len(own) == len(theirs) and len(own) >= 2 and len(differing) <= 1
+    if step.method == "attention":
+        comparable = comparable and len(own) >= 3
+    if not comparable and step.method != "relational":
+        need = "one axis at most" + (", and have positions" if step.method == "attention" else "")
+        raise Unsupported(
+            f"'{a}' of the student is {list(own)} and '{b}' of the teacher {list(theirs)}: for method '{step.method}' they may differ in {need}",
+            layer=a,
+            hint="name other pairs, or use method 'relational'",
+        )
+    return Pair(a, b, own, theirs, axis)
