@@ -35,6 +35,10 @@ _SCALES = {
 """Where operators take scales and zero points: what codes stand for follows from these."""
 _CODED = {"MatMulNBits": 1}
 """Where they take codes that are no ONNX integers of their own."""
+_SHIFTS = frozenset({"Mul", "Sub"})
+"""What makes numbers of codes, where standard operators do it."""
+_CARRIERS = frozenset({"Cast", "Expand", "Reshape", "Transpose"})
+"""What scales and zero points pass on their way there."""
 
 
 class Part(StrEnum):
@@ -68,7 +72,9 @@ def _part(graph: Graph, value: ir.Value) -> Part:
     uses = [(node, slot) for node, slot in value.uses()]
     if any(node.op_type in _NORMS for node, _ in uses) or roles.role(value) is roles.Role.STATISTIC:
         return Part.NORMS
-    if any(slot in _SCALES.get(node.op_type, ()) for node, slot in uses) or _is_table(uses):
+    if codes.read(graph, value) is not None:
+        return Part.WEIGHTS
+    if _is_table(uses) or _scales(graph, value):
         return Part.CODEBOOKS
     if any(_CODED.get(node.op_type) == slot for node, slot in uses):
         return Part.WEIGHTS
@@ -76,7 +82,7 @@ def _part(graph: Graph, value: ir.Value) -> Part:
         return Part.BIASES if value.dtype is ir.DataType.INT32 else Part.WEIGHTS
     if roles.role(value) is roles.Role.WEIGHT:
         return Part.BIASES if _rank(value) < 2 else Part.WEIGHTS
-    return Part.HEADERS if codes.read(graph, value) is None else Part.WEIGHTS
+    return Part.HEADERS
 
 
 def _rank(value: ir.Value) -> int:
@@ -91,6 +97,32 @@ def _is_table(uses: Collection[tuple[ir.Node, int]]) -> bool:
         node.op_type == "Gather" and slot == 0 and _is_constant(node.inputs[1])
         for node, slot in uses
     )
+
+
+def _scales(graph: Graph, value: ir.Value) -> bool:
+    """Whether codes are shifted or multiplied by it, by an operator of integers or by standard ones."""
+    for node, slot in value.uses():
+        if slot in _SCALES.get(node.op_type, ()):
+            return True
+        if node.op_type in _CARRIERS and slot == 0 and _scales(graph, node.outputs[0]):
+            return True
+        if node.op_type in _SHIFTS and _holds_codes(graph, node.inputs[1 - slot]):
+            return True
+    return False
+
+
+def _holds_codes(graph: Graph, value: ir.Value | None) -> bool:
+    """Whether a value is made of constants alone, codes among them."""
+    if not _is_constant(value):
+        return False
+    todo = [value]
+    while todo:
+        found = todo.pop()
+        maker = None if found is None else found.producer()
+        todo += maker.inputs if maker is not None else ()
+        if found is not None and found.is_initializer() and codes.read(graph, found) is not None:
+            return True
+    return False
 
 
 def _is_constant(value: ir.Value | None, depth: int = 12) -> bool:
