@@ -23,6 +23,10 @@ from modelpress.spec.quantize import QuantizeBits
             {"method": "gptq", "sequential": True, "mixed": {"average_bits": 4}},
             "leave it out with mixed",
         ),
+        (
+            {"bias_correction": True, "mixed": {"average_bits": 4}},
+            "measures the harm of weights alone",
+        ),
         ({"mixed": {}}, "exactly one of average_bits and max_accuracy_drop"),
         ({"mixed": {"average_bits": 4, "max_accuracy_drop": 0.1}}, "both is given"),
         ({"mixed": {"average_bits": 4, "choices": [2, 2]}}, "different numbers from 2 to 8"),
@@ -37,6 +41,7 @@ def test_options_that_do_not_belong_together_are_refused(options: Any, reason: s
 def test_only_what_measures_needs_data_and_only_accuracy_needs_labels() -> None:
     assert not QuantizeBits().needs_data
     assert QuantizeBits(method="awq").needs_data
+    assert QuantizeBits(bias_correction=True).needs_data
     assert QuantizeBits(mixed={"average_bits": 4}).needs_data
     assert not QuantizeBits(mixed={"average_bits": 4}).needs_labels
     assert QuantizeBits(mixed={"max_accuracy_drop": 0.01}).needs_labels

@@ -105,8 +105,13 @@ class QuantizeBits(Step):
     )
     sequential: bool = Field(
         default=False,
-        description="With gptq and awq: each layer's inputs are those that the quantized layers before it give; one pass over the "
-        "samples for each layer.",
+        description="With gptq and awq: each layer's inputs are those that the quantized layers before it give, and its weights are "
+        "fitted to the float network's outputs before they are rounded; a pass over the samples for each layer.",
+    )
+    bias_correction: bool = Field(
+        default=False,
+        description="Biases make good what rounding does to the mean of each output, so that only what varies is left to the weights. "
+        "Needs data.",
     )
     damping: float = Field(
         default=0.01,
@@ -134,6 +139,10 @@ class QuantizeBits(Step):
             raise ValueError(f"act_order is an option of method 'gptq', method is '{self.method}'")
         if self.sequential and self.method == "rtn":
             raise ValueError("sequential is an option of methods 'gptq' and 'awq', method is 'rtn'")
+        if self.bias_correction and self.mixed is not None:
+            raise ValueError(
+                "bias_correction can't be had with mixed, which measures the harm of weights alone: leave one of them out"
+            )
         if self.sequential and self.mixed is not None:
             raise ValueError(
                 "sequential needs the bits of each layer before the next is measured: leave it out with mixed"
@@ -147,8 +156,13 @@ class QuantizeBits(Step):
         return self
 
     @property
+    def looks_at_inputs(self) -> bool:
+        """Whether rounding depends on what layers multiply."""
+        return self.method != "rtn" or self.bias_correction
+
+    @property
     def needs_data(self) -> bool:
-        return self.method != "rtn" or self.mixed is not None
+        return self.looks_at_inputs or self.mixed is not None
 
     @property
     def needs_labels(self) -> bool:

@@ -42,7 +42,7 @@ def correct(
     corrected, without = [], []
     for layer, mean in zip(layers, means, strict=True):
         by = shift(layer, mean, np.asarray(graph.weight(layer.target.weight)))
-        target = _add(builder, layer.target, by)
+        target = add(builder, layer.target, by)
         if target is None:
             without.append(layer.target.weight)
         else:
@@ -97,8 +97,16 @@ def _mean_output(target: Target, mean: Means, weight: np.ndarray) -> Means:
     return found
 
 
-def _add(builder: Builder, target: Target, by: Means) -> Target | None:
-    """The target with the shift in its bias; None where it has none and can't get one."""
+def has_place(target: Target) -> bool:
+    """Whether `add` can change the layer's bias."""
+    if target.kind == "MatMul":
+        add = _plan.only_use(target.node.outputs[0])
+        return _prepare.bias_operand(target.node, add) is not None
+    return target.bias is None or _plan.is_constant(target.bias)
+
+
+def add(builder: Builder, target: Target, by: Means) -> Target | None:
+    """The target with a shift [output channels] in its bias; None where it has none and can't get one."""
     if target.kind == "MatMul":
         return target if _add_behind(builder, target, by) else None
     old = np.zeros(()) if target.bias is None else np.asarray(_prepare.array(target.bias))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from workers.engine.passes.quantize._moments import Moments
+
 Tensor = torch.Tensor
 _TINY = 1e-30
 
@@ -12,6 +14,13 @@ def of(before: Tensor, after: Tensor, h: Tensor) -> float:
     """||(after - before) X||^2, summed over rows, where X X^T = h [columns, columns]."""
     moved = after - before
     return float(((moved @ h) * moved).sum())
+
+
+def of_outputs(before: Tensor, after: Tensor, moments: Moments, group: int) -> float:
+    """||after X - before X'||^2, summed over rows: X of what the layer multiplies, X' of what it multiplies in the float network."""
+    now = ((after @ moments.h[group]) * after).sum()
+    both = ((before @ moments.cross[group]) * after).sum()
+    return float(now - 2 * both + ((before @ moments.exact[group]) * before).sum())
 
 
 def share(changed: float, whole: float) -> float:

@@ -5,6 +5,7 @@ Conv [O, I/g, kh, kw] has rows [O, I/g * kh * kw]; the rows of a group of a grou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -15,7 +16,7 @@ import onnx_ir as ir
 import torch
 from torch.nn import functional
 
-from workers.engine.graph import Graph, match
+from workers.engine.graph import Graph, match, program
 from workers.engine.graph.ops import convolution
 
 Element = TypeVar("Element", bound=np.generic)
@@ -61,20 +62,44 @@ class Matrix:
 
 def has_inputs(layer: match.Layer) -> bool:
     """Whether `inputs` can tell what the columns are multiplied by."""
-    return layer.kind != "ConvTranspose"
+    return layer.kind != "ConvTranspose" or layer.node.attributes.get_int("group", 1) == 1
+
+
+def strides(layer: match.Layer) -> Sequence[int]:
+    """Of a convolution, for each of its axes."""
+    weight = layer.node.inputs[1]
+    assert weight is not None
+    assert weight.shape is not None
+    return _numbers(layer.node, "strides", len(weight.shape) - 2)
 
 
 def inputs(layer: match.Layer, x: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     """What the columns of a layer's matrix are multiplied by: [groups, places, columns].
 
     Args:
-        layer: Conv, Gemm or MatMul.
+        layer: Conv, ConvTranspose of one group, Gemm or MatMul.
         x: The layer's input: [N, C, *space], or [..., K].
         shape: Of the weight.
     """
-    if layer.kind != "Conv":
-        return x.reshape(1, -1, x.shape[-1])
-    return _patches(layer.node, x, shape)
+    if layer.kind == "Conv":
+        return _patches(layer.node, x, shape)
+    if layer.kind == "ConvTranspose":
+        return _spread(layer.node, x, shape)
+    return x.reshape(1, -1, x.shape[-1])
+
+
+def _spread(node: ir.Node, x: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """[1, N * places, C * kernel]: what each place gets of each input through each element of the kernel.
+
+    The transposed convolution itself gives it, channel by channel, with one element of the kernel 1 and the others 0.
+    """
+    channels, kernel = shape[0], shape[2:]
+    ones = torch.eye(math.prod(kernel), dtype=x.dtype, device=x.device)
+    weight = ones.reshape(1, len(ones), *kernel).repeat(channels, *[1] * (len(kernel) + 1))
+    step = program.step(node)
+    y = step.operator.compute(x, weight, **{**step.attributes, "group": channels})
+    assert isinstance(y, torch.Tensor)
+    return y.flatten(2).transpose(1, 2).reshape(1, -1, channels * len(ones))
 
 
 def _patches(node: ir.Node, x: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:

@@ -1,13 +1,15 @@
 """Second moments of what layers multiply, gathered from training samples batch by batch.
 
 H = sum over places of x x^T        one matrix for each weight, and for each group of a grouped convolution
+
+Where layers before it are rounded already, a layer is shown beside itself in the float network: x' x^T and x' x'^T are gathered too.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -32,13 +34,75 @@ _BYTES = 512 << 20
 
 @dataclass
 class Moments:
-    """Sums over all places seen."""
+    """Sums over all places seen, of x that the layer multiplies, and x' that it multiplies in the float network.
+
+    Matrices are [groups, columns, columns], sums [groups, columns], all float64. Where x' is x, they are the same tensors.
+    """
 
     h: torch.Tensor
-    """[groups, columns, columns] float64."""
+    """Of x x^T."""
+    cross: torch.Tensor
+    """Of x' x^T."""
+    exact: torch.Tensor
+    """Of x' x'^T."""
+    total: torch.Tensor
+    """Of x."""
+    exact_total: torch.Tensor
+    """Of x'."""
     magnitude: torch.Tensor
-    """[groups, columns] float64: of |x|."""
+    """Of |x|."""
     places: int = 0
+
+    @classmethod
+    def empty(cls, matrix: Matrix, device: torch.device, *, twins: bool) -> Moments:
+        """Of no places; `twins`: x' will not be x."""
+        groups, columns = matrix.groups, matrix.columns
+        square, line = (groups, columns, columns), (groups, columns)
+        h, total, magnitude = (
+            torch.zeros(shape, dtype=torch.float64, device=device) for shape in (square, line, line)
+        )
+        if not twins:
+            return cls(h, h, h, total, total, magnitude)
+        return cls(
+            h, torch.zeros_like(h), torch.zeros_like(h), total, torch.zeros_like(total), magnitude
+        )
+
+    def add(self, x: torch.Tensor, exact: torch.Tensor | None) -> None:
+        """Takes in [groups, places, columns] of x, and of x' where it is not x."""
+        x = x.double()
+        self.h += x.mT @ x
+        self.total += x.sum(1)
+        self.magnitude += x.abs().sum(1)
+        self.places += x.shape[1]
+        if exact is not None:
+            exact = exact.double()
+            self.cross += exact.mT @ x
+            self.exact += exact.mT @ exact
+            self.exact_total += exact.sum(1)
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """Of x: [groups, columns]."""
+        return self.total / max(self.places, 1)
+
+    @property
+    def exact_mean(self) -> torch.Tensor:
+        """Of x': [groups, columns]."""
+        return self.exact_total / max(self.places, 1)
+
+    def centred(self) -> Moments:
+        """With matrices about the means: what is left to weights where a bias makes good the mean of every output."""
+        x, exact = self.mean, self.exact_mean
+
+        def about(sums: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+            return sums - self.places * left.unsqueeze(2) * right.unsqueeze(1)
+
+        return replace(
+            self,
+            h=about(self.h, x, x),
+            cross=about(self.cross, exact, x),
+            exact=about(self.exact, exact, exact),
+        )
 
     @property
     def size(self) -> torch.Tensor:
@@ -67,24 +131,36 @@ def gather(
     matrices: Mapping[str, Matrix],
     samples: int,
     ctx: Context,
+    *,
+    beside: Graph | None = None,
 ) -> dict[str, Moments]:
-    """Moments for the weight of each layer; layers that share a weight add to one.
+    """Moments for the weight of each layer; layers that share a weight add to one. `beside`: the float network, where `graph` is not it.
 
     Raises:
         BadModel: an input of a layer is not finite.
     """
-    found = {name: _empty(matrices[name], ctx.device) for name in {lay.weight for lay in layers}}
+    twins, graphs = beside is not None, [graph] if beside is None else [graph, beside]
+    found = {
+        name: Moments.empty(matrices[name], ctx.device, twins=twins)
+        for name in {lay.weight for lay in layers}
+    }
     dataset = taken(samples, ctx)
     names = list(dict.fromkeys(_input(layer) for layer in layers))
     rng = ctx.random("places")
-    for _, values in run(graph, dataset, names, ctx):
+    for batches in zip(*(run(of, dataset, names, ctx) for of in graphs), strict=True):
         for layer in layers:
-            matrix = matrices[layer.weight]
-            for x in _pieces(layer, values[_input(layer)], matrix):
-                seen = _matrix.inputs(layer, _finite(_input(layer), x), matrix.shape)
-                most = math.ceil(MAX_PLACES * len(x) / dataset.samples)
-                _add(found[layer.weight], _some(seen, most, rng))
+            matrix, values = matrices[layer.weight], [batch[_input(layer)] for _, batch in batches]
+            for pieces in zip(*(_pieces(layer, x, matrix) for x in values), strict=True):
+                most = math.ceil(MAX_PLACES * len(pieces[0]) / dataset.samples)
+                x, *exact = _some(_seen(layer, pieces, matrix), most, rng)
+                found[layer.weight].add(x, exact[0] if exact else None)
     return found
+
+
+def _seen(layer: match.Layer, pieces: Sequence[torch.Tensor], matrix: Matrix) -> list[torch.Tensor]:
+    """What the columns are multiplied by, in each network: [groups, places, columns]."""
+    finite = (_finite(_input(layer), x) for x in pieces)
+    return [_matrix.inputs(layer, x, matrix.shape) for x in finite]
 
 
 def taken(samples: int, ctx: Context) -> data.Dataset:
@@ -127,15 +203,6 @@ def _free_batch(graph: Graph, names: Sequence[str], samples: data.Dataset) -> in
     return max(1, min(_BATCH, _BATCH_BYTES // max(sample_bytes, 1)))
 
 
-def _empty(matrix: Matrix, device: torch.device) -> Moments:
-    groups, columns = matrix.groups, matrix.columns
-    kind = torch.float64
-    return Moments(
-        torch.zeros(groups, columns, columns, dtype=kind, device=device),
-        torch.zeros(groups, columns, dtype=kind, device=device),
-    )
-
-
 def _input(layer: match.Layer) -> str:
     value = layer.node.inputs[0]
     assert value is not None, "a layer multiplies something"
@@ -144,26 +211,23 @@ def _input(layer: match.Layer) -> str:
 
 def _pieces(layer: match.Layer, x: torch.Tensor, matrix: Matrix) -> Sequence[torch.Tensor]:
     """A convolution's input sample by sample as far as that keeps what lies under its kernel within `_BATCH_BYTES`."""
-    if layer.kind != "Conv":
+    if layer.kind not in ("Conv", "ConvTranspose"):
         return [x]
-    sample_bytes = 4 * math.prod(x.shape[2:]) * matrix.columns * matrix.groups
+    spread = math.prod(_matrix.strides(layer)) if layer.kind == "ConvTranspose" else 1
+    sample_bytes = 4 * math.prod(x.shape[2:]) * spread * matrix.columns * matrix.groups
     size = max(1, _BATCH_BYTES // sample_bytes)
     return [x[start : start + size] for start in range(0, len(x), size)]
 
 
-def _some(seen: torch.Tensor, most: int, rng: np.random.Generator) -> torch.Tensor:
-    """At most so many places of [groups, places, columns]."""
-    if seen.shape[1] <= most:
+def _some(
+    seen: Sequence[torch.Tensor], most: int, rng: np.random.Generator
+) -> Sequence[torch.Tensor]:
+    """At most so many places of each [groups, places, columns], the same of all."""
+    places = seen[0].shape[1]
+    if places <= most:
         return seen
-    chosen = np.sort(rng.choice(seen.shape[1], most, replace=False))
-    return seen[:, torch.from_numpy(chosen).to(seen.device)]
-
-
-def _add(moments: Moments, seen: torch.Tensor) -> None:
-    wide = seen.double()
-    moments.h += wide.mT @ wide
-    moments.magnitude += wide.abs().sum(1)
-    moments.places += wide.shape[1]
+    chosen = torch.from_numpy(np.sort(rng.choice(places, most, replace=False)))
+    return [x[:, chosen.to(x.device)] for x in seen]
 
 
 def _finite(name: str, x: torch.Tensor) -> torch.Tensor:

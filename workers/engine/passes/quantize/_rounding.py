@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from modelpress.spec.quantize import QuantizeBits
-from workers.engine.passes.quantize import _awq, _error, _gptq, _grid, _nbits, _round
+from workers.engine.passes.quantize import _awq, _error, _gptq, _grid, _nbits, _round, _target
 from workers.engine.passes.quantize._grid import Grid, Scales
 from workers.engine.passes.quantize._matrix import Matrix
 from workers.engine.passes.quantize._moments import Moments
@@ -29,6 +29,8 @@ class Rounded:
     of_outputs: bool
     how: str
     """Empty, or what a reader should know of how it was rounded."""
+    shift: npt.NDArray[np.float64] | None = None
+    """What the bias lacks, for each row; null where it stays."""
 
 
 def rounded(
@@ -37,19 +39,28 @@ def rounded(
     bits: int,
     moments: Moments | None,
     step: QuantizeBits,
+    *,
+    shifts: bool = False,
 ) -> Rounded:
-    """The weight at `bits` bits; rounded to nearest where there are no moments."""
+    """The weight at `bits` bits; rounded to nearest where there are no moments. `shifts`: the bias can make good the means of outputs."""
     rows = torch.from_numpy(matrix.to_rows(np.asarray(weight, np.float64)).copy())
     group = group_of(matrix, step)
     grid = Grid(bits, step.symmetric, step.range == "mse")
     if step.scales == "float16" and _grid.fits_half(_round.grouped(rows, group), grid):
         grid = Grid(bits, step.symmetric, step.range == "mse", half=True)
+    about = moments.centred() if moments is not None and shifts else moments
     parts = [
-        _part(part, moments, index, grid, group, step)
+        _part(part, about, index, grid, group, step)
         for index, part in enumerate(rows.chunk(matrix.groups))
     ]
     packed = _joined(parts, matrix, grid, group)
-    return Rounded(packed, _moved(rows, packed, moments), moments is not None, parts[0].how)
+    if moments is None or about is None:
+        changed = float((_decoded_rows(packed) - rows).square().sum())
+        error = _error.share(changed, float(rows.square().sum()))
+        return Rounded(packed, error, of_outputs=False, how=parts[0].how)
+    error = _moved(rows, packed, about, moments)
+    shift = _shift(rows, packed, moments) if shifts else None
+    return Rounded(packed, error, of_outputs=True, how=parts[0].how, shift=shift)
 
 
 def group_of(matrix: Matrix, step: QuantizeBits) -> int:
@@ -82,6 +93,8 @@ def _part(
         codes, scales = _round.nearest(rows, None, grid, group)
         return _Part(codes, scales)
     rows, h = rows.to(moments.h.device), moments.h[index]
+    if step.sequential:
+        rows = _target.fitted(rows, h, moments.cross[index], step.damping)
     if step.method == "gptq":
         asked = _gptq.Asked(grid, group, step.damping, step.act_order)
         return _Part(*_gptq.solve(rows, h, asked))
@@ -111,15 +124,33 @@ def _joined(parts: Sequence[_Part], matrix: Matrix, grid: Grid, group: int) -> P
     )
 
 
-def _moved(rows: Tensor, packed: Packed, moments: Moments | None) -> float:
-    after = torch.from_numpy(packed.matrix.to_rows(packed.decoded()).astype(np.float64))
-    if moments is None:
-        changed = float((after - rows).square().sum())
-        return _error.share(changed, float(rows.square().sum()))
-    rows, after = rows.to(moments.h.device), after.to(moments.h.device)
-    groups = packed.matrix.groups
+def _moved(rows: Tensor, packed: Packed, about: Moments, moments: Moments) -> float:
+    """How far outputs are from those of the float network: beside a bias where moments are about means, of the whole outputs."""
     changed = whole = 0.0
-    for before, now, h in zip(rows.chunk(groups), after.chunk(groups), moments.h, strict=True):
-        changed += _error.of(before, now, h)
-        whole += _error.of(torch.zeros_like(before), before, h)
+    pairs = _pairs(rows, packed, moments)
+    for group, (before, after) in enumerate(pairs):
+        changed += _error.of_outputs(before, after, about, group)
+        whole += _error.of(torch.zeros_like(before), before, moments.exact[group])
     return _error.share(changed, whole)
+
+
+def _shift(rows: Tensor, packed: Packed, moments: Moments) -> npt.NDArray[np.float64]:
+    """E[w x'] - E[~w x] of every row."""
+    means = zip(moments.exact_mean, moments.mean, strict=True)
+    parts = [
+        before @ exact - after @ mean
+        for (before, after), (exact, mean) in zip(_pairs(rows, packed, moments), means, strict=True)
+    ]
+    found: npt.NDArray[np.float64] = torch.cat(parts).cpu().numpy()
+    return found
+
+
+def _pairs(rows: Tensor, packed: Packed, moments: Moments) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows as they were and as they are decoded, group by group."""
+    device, groups = moments.h.device, packed.matrix.groups
+    after = _decoded_rows(packed).to(device)
+    return zip(rows.to(device).chunk(groups), after.chunk(groups), strict=True)
+
+
+def _decoded_rows(packed: Packed) -> Tensor:
+    return torch.from_numpy(packed.matrix.to_rows(packed.decoded()).astype(np.float64))

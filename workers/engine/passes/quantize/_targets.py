@@ -37,13 +37,18 @@ def find(graph: Graph, step: Step, ctx: Context) -> list[Target]:
     """Every layer that can be quantized; the others are reported as skipped, each with its reason."""
     targets = []
     for layer in match.layers(graph):
-        target = Target(layer.node, layer.weight, layer.out_axis, _bias(layer.node), layer.kind)
+        target = of(layer)
         reason = _why_not(graph, target, step)
         if reason:
             ctx.skipped(layer.weight, reason)
         else:
             targets.append(target)
     return targets
+
+
+def of(layer: match.Layer) -> Target:
+    """A layer as int8 looks at it."""
+    return Target(layer.node, layer.weight, layer.out_axis, _bias(layer.node), layer.kind)
 
 
 def products(nodes: Sequence[ir.Node], step: Step) -> list[ir.Node]:

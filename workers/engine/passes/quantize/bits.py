@@ -5,12 +5,13 @@
     codes -> DequantizeLinear(scales) -> Conv(x, .) -> y                unpack 'run'
     x -> MatMulNBits(codes, scales) -> y                                unpack 'run', matrix products
 
-BatchNormalization is folded first. Codes are found by rounding to nearest, GPTQ (arXiv 2210.17323) or AWQ (arXiv 2306.00978).
+BatchNormalization is folded first. Codes are found by rounding to nearest, GPTQ (arXiv 2210.17323) or AWQ (arXiv 2306.00978); biases can make
+good what rounding does to the mean of an output (arXiv 1906.04721, 4.2).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -19,13 +20,9 @@ from workers.engine.context import Context
 from workers.engine.errors import BadModel, NothingChanged
 from workers.engine.graph import Graph, edit, match, shapes
 from workers.engine.passes import _constants, _lookahead, _weights
-from workers.engine.passes.quantize import _matrix, _mixed, _moments, _nbits, _packed, _prepare
-from workers.engine.passes.quantize import _rounding as rounding
+from workers.engine.passes.quantize import _mixed, _nbits, _packed, _prepare, _rounds
 from workers.engine.passes.quantize._matrix import Matrix
 from workers.engine.passes.quantize._rounding import Rounded
-
-Layers = Mapping[str, list[match.Layer]]
-"""By weight, those that multiply by it."""
 
 _AT_LOAD = "ONNX Runtime turns the codes into floats once, when it opens the file: the file is smaller, a run is no faster and needs no less memory"
 _AT_RUN = "weights that no MatMulNBits takes are turned into floats at each run: small in memory, but slower"
@@ -44,13 +41,13 @@ def apply(graph: Graph, step: QuantizeBits, ctx: Context) -> Graph:
     ctx.coverage.prepared = graph.clone()
     matrices = {name: Matrix.of(graph, users[0]) for name, users in layers.items()}
     widths = (step.bits,) if step.mixed is None else step.mixed.choices
-    found = round_all(graph, layers, matrices, widths, step, ctx)
+    found = _rounds.round_all(graph, layers, matrices, widths, step, ctx)
     if step.mixed is None:
         chosen = dict.fromkeys(layers, step.bits)
     else:
         chosen = _mixed.choose(graph, _packings(found), step, ctx)
     at = {name: found[name][width] for name, width in chosen.items()}
-    kept = {name: of for name, of in at.items() if _is_smaller(graph, name, of, ctx)}
+    kept = {name: of for name, of in at.items() if _saves(graph, name, of, ctx)}
     if not kept:
         raise NothingChanged(
             "quantize.bits found no layer whose weights take fewer bytes in few bits",
@@ -70,76 +67,8 @@ def survey(graph: Graph, ctx: Context) -> None:
         ctx.touched(name, "its weights can be stored in 2 to 8 bits")
 
 
-def round_all(
-    graph: Graph,
-    layers: Layers,
-    matrices: Mapping[str, Matrix],
-    widths: Sequence[int],
-    step: QuantizeBits,
-    ctx: Context,
-) -> dict[str, dict[int, Rounded]]:
-    """Every weight at every width; layers see the inputs of the float network, or with `sequential` those of the layers rounded before."""
-    found: dict[str, dict[int, Rounded]] = {}
-    running = graph.clone() if step.sequential else graph
-    for number, names in enumerate(_turns(layers, matrices, step), start=1):
-        measured = _measured(running, names, matrices, step, ctx)
-        for name in names:
-            found[name] = {
-                width: rounding.rounded(
-                    graph.weight(name), matrices[name], width, measured.get(name), step
-                )
-                for width in widths
-            }
-            if step.sequential:
-                running.set_weight(name, found[name][widths[0]].packed.decoded())
-        ctx.report(len(found) / len(layers), f"rounding weights, pass {number}")
-    return found
-
-
 def _packings(found: Mapping[str, Mapping[int, Rounded]]) -> _mixed.Packings:
     return {name: {w: r.packed for w, r in of.items()} for name, of in found.items()}
-
-
-def _turns(layers: Layers, matrices: Mapping[str, Matrix], step: QuantizeBits) -> list[list[str]]:
-    """Weights that are rounded after the same pass over the samples."""
-    if step.method == "rtn":
-        return [list(layers)]
-    if step.sequential:
-        return [[name] for name in layers]
-    return list(_moments.passes(list(layers), matrices))
-
-
-def _measured(
-    graph: Graph,
-    names: Sequence[str],
-    matrices: Mapping[str, Matrix],
-    step: QuantizeBits,
-    ctx: Context,
-) -> dict[str, _moments.Moments]:
-    """What the layers of these weights see, for those that it can be measured for."""
-    if step.method == "rtn":
-        return {}
-    wanted = [
-        layer
-        for layer in match.layers(graph)
-        if layer.weight in names
-        and _matrix.has_inputs(layer)
-        and _like(layer, matrices[layer.weight])
-    ]
-    narrow = [lay for lay in wanted if matrices[lay.weight].columns <= _moments.MAX_COLUMNS]
-    for name in names:
-        if name not in {layer.weight for layer in narrow}:
-            ctx.note(
-                f"'{name}' was rounded to nearest: {step.method} needs the second moments of its inputs, which are not taken for "
-                f"ConvTranspose and for more than {_moments.MAX_COLUMNS:,} inputs"
-            )
-    return _moments.gather(graph, narrow, matrices, step.samples, ctx) if narrow else {}
-
-
-def _like(layer: match.Layer, matrix: Matrix) -> bool:
-    """Whether a layer reads its weight as the first one that uses it does."""
-    groups = layer.node.attributes.get_int("group", 1) if layer.kind == "Conv" else 1
-    return layer.out_axis == matrix.axis and groups == matrix.groups
 
 
 def _shapes(graph: Graph, ctx: Context) -> shapes.Shapes:
@@ -204,10 +133,10 @@ def _is_usable(graph: Graph, name: str, ctx: Context) -> bool:
     return True
 
 
-def _is_smaller(graph: Graph, name: str, rounded: Rounded, ctx: Context) -> bool:
-    before, after = graph.weight(name).nbytes, sum(rounded.packed.bytes_of.values())
-    if after < before:
+def _saves(graph: Graph, name: str, rounded: Rounded, ctx: Context) -> bool:
+    if _rounds.is_smaller(graph, name, rounded):
         return True
+    before, after = graph.weight(name).nbytes, sum(rounded.packed.bytes_of.values())
     ctx.skipped(name, f"codes and scales take {after:,} bytes, the weights {before:,}")
     return False
 
@@ -216,10 +145,12 @@ def _store(graph: Graph, layers: list[match.Layer], rounded: Rounded, step: Quan
     """Puts the packed weight in the place of the float one. Answers what was done."""
     name, packed = layers[0].weight, rounded.packed
     change = _change(graph.weight(name).nbytes, rounded)
+    _rounds.shift_bias(graph, layers[0], rounded)
     value = graph.initializers[name]
     nodes = {user for user, _ in value.uses()}
     taken = nodes == {layer.node for layer in layers} and not any(
-        _nbits.why_not(layer, packed) or not _like(layer, packed.matrix) for layer in layers
+        _nbits.why_not(layer, packed) or not _rounds.is_like(layer, packed.matrix)
+        for layer in layers
     )
     if step.unpack == "run" and taken:
         level = _nbits.IN_INT8 if step.activations == "int8" else _nbits.IN_FLOAT
@@ -239,6 +170,8 @@ def _change(before: int, rounded: Rounded) -> str:
     parts = ", ".join(f"{count:,} {what}" for what, count in sizes.items() if count)
     of = "its outputs" if rounded.of_outputs else "the weights"
     how = f", {rounded.how}" if rounded.how else ""
+    if rounded.shift is not None:
+        how += f", its bias shifted by {np.abs(rounded.shift).max():.3g} at most"
     return (
         f"{packed.codes.size:,} weights in {packed.bits} bits, a scale for each {scales}{how}; {before:,} -> {total:,} bytes ({parts}), "
         f"x{before / total:.2f}; relative error of {of} {rounded.error:.2%}"
