@@ -7,6 +7,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from modelpress.spec.distill import Recover, _teaching
 from modelpress.spec.prune._controls import Controls
 from modelpress.spec.step import FineTune, Step
 
@@ -42,6 +43,10 @@ class PruningInRounds(Pruning):
     fine_tune: FineTune | None = Field(
         default=None, description="Training after each round; null prunes once and trains nothing."
     )
+    recover: Recover | None = Field(
+        default=None,
+        description="What fine_tune goes by: teachers, such as the uploaded model; null goes by labels.",
+    )
     controls: Controls | None = Field(
         default=None,
         description="Networks of the same shape trained from new weights, to be seen beside the result; needs fine_tune.",
@@ -55,6 +60,15 @@ class PruningInRounds(Pruning):
     def control_training(self) -> FineTune | None:
         return self.fine_tune
 
+    @property
+    def trains_by_labels(self) -> bool:
+        """Whether fine-tuning or controls read labels."""
+        return self.controls is not None or _teaching.needs_labels(self.fine_tune, self.recover)
+
+    @property
+    def needs_models(self) -> tuple[str, ...]:
+        return _teaching.roles(self.recover)
+
     @model_validator(mode="after")
     def _rounds_train(self) -> Self:
         if self.rounds > 1 and self.fine_tune is None:
@@ -62,6 +76,11 @@ class PruningInRounds(Pruning):
                 f"rounds is {self.rounds} but fine_tune is null: rounds without training equal one round; "
                 "set fine_tune or rounds = 1"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _recovery_trains(self) -> Self:
+        _teaching.check_trains(self.fine_tune, self.recover)
         return self
 
     @model_validator(mode="after")

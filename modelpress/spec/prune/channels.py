@@ -149,7 +149,7 @@ class PruneChannels(PruningInRounds):
     @property
     def needs_data(self) -> bool:
         measures = self.criterion in _OF_ACTIVATIONS or self.scope == "sensitivity"
-        return self.needs_labels or measures
+        return self.fine_tune is not None or self.needs_labels or measures
 
     @property
     def uses_sensitivity(self) -> bool:
@@ -157,7 +157,7 @@ class PruneChannels(PruningInRounds):
 
     @property
     def needs_labels(self) -> bool:
-        trains = self.fine_tune is not None or self.sparse_training is not None
+        trains = self.trains_by_labels or self.sparse_training is not None
         return trains or self.criterion in _OF_LOSS
 
     @property

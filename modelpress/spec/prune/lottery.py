@@ -6,6 +6,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from modelpress.spec.distill import Recover, _teaching
 from modelpress.spec.prune._controls import Controls
 from modelpress.spec.prune._pruning import Pruning
 from modelpress.spec.step import FineTune
@@ -127,6 +128,11 @@ class PruneLottery(Pruning):
     training: TicketTraining = Field(
         default=TicketTraining(), description="How every network is trained."
     )
+    recover: Recover | None = Field(
+        default=None,
+        description="What training goes by: teachers beside labels, such as the uploaded model; null goes by labels alone. Labels are "
+        "needed in any case.",
+    )
     controls: TicketControls = Field(
         default=TicketControls(), description="What tickets are compared with."
     )
@@ -155,8 +161,12 @@ class PruneLottery(Pruning):
         return True
 
     @property
+    def needs_models(self) -> tuple[str, ...]:
+        return _teaching.roles(self.recover)
+
+    @property
     def uses_models(self) -> tuple[str, ...]:
-        return ("initial",)
+        return tuple(dict.fromkeys(("initial", *self.needs_models)))
 
     @property
     def networks(self) -> int:

@@ -98,15 +98,17 @@ class PruneMagnitude(PruningInRounds):
 
     @property
     def needs_data(self) -> bool:
-        return self.needs_labels or self.criterion in _OF_ACTIVATIONS
+        trains = self.fine_tune is not None
+        return trains or self.needs_labels or self.criterion in _OF_ACTIVATIONS
 
     @property
     def needs_labels(self) -> bool:
-        return self.fine_tune is not None or self.criterion in _OF_LOSS
+        return self.trains_by_labels or self.criterion in _OF_LOSS
 
     @property
     def needs_models(self) -> tuple[str, ...]:
-        return ("initial",) if self.criterion in _OF_INITIAL else ()
+        own = ("initial",) if self.criterion in _OF_INITIAL else ()
+        return tuple(dict.fromkeys((*own, *super().needs_models)))
 
     @property
     def ranked_in(self) -> Scope:

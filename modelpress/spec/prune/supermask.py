@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from modelpress.spec.distill import Recover, _teaching
 from modelpress.spec.prune._pruning import Pruning
 from modelpress.spec.step import FineTune
 
@@ -44,6 +45,11 @@ class PruneSupermask(Pruning):
     training: MaskTraining = Field(
         default=MaskTraining(), description="How the mask is trained on the train split."
     )
+    recover: Recover | None = Field(
+        default=None,
+        description="What training goes by: teachers beside labels, such as the uploaded model; null goes by labels alone. Labels are "
+        "needed in any case.",
+    )
     draws: int = Field(
         default=10,
         ge=1,
@@ -65,6 +71,10 @@ class PruneSupermask(Pruning):
     @property
     def needs_data(self) -> bool:
         return True
+
+    @property
+    def needs_models(self) -> tuple[str, ...]:
+        return _teaching.roles(self.recover)
 
     @property
     def needs_labels(self) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from modelpress.spec.distill import Recover, _teaching
 from modelpress.spec.step import FineTune, Step
 
 MAX_BITS = 8
@@ -77,10 +78,24 @@ class QuantizeCluster(Step):
         description="Training of the shared values; null leaves them as k-means found them.",
     )
 
+    recover: Recover | None = Field(
+        default=None,
+        description="What fine_tune goes by: teachers, such as the uploaded model; null goes by labels.",
+    )
+
     @property
     def needs_data(self) -> bool:
         return self.fine_tune is not None
 
     @property
     def needs_labels(self) -> bool:
-        return self.fine_tune is not None
+        return _teaching.needs_labels(self.fine_tune, self.recover)
+
+    @property
+    def needs_models(self) -> tuple[str, ...]:
+        return _teaching.roles(self.recover)
+
+    @model_validator(mode="after")
+    def _recovery_trains(self) -> Self:
+        _teaching.check_trains(self.fine_tune, self.recover)
+        return self

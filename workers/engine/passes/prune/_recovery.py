@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from modelpress.spec.distill import Recover
 from modelpress.spec.step import FineTune
-from workers.engine import train
+from workers.engine import teaching, train
 from workers.engine.context import Context
 from workers.engine.graph import Graph, execute
 from workers.engine.graph.execute import GraphModule
@@ -33,26 +34,30 @@ def train_round(
     now: Round,
     after_step: Callable[[], None] = train.nothing,
     *,
+    recover: Recover | None = None,
     since: float = 0.0,
 ) -> None:
-    """Trains the module, puts its weights into the graph and notes the losses.
+    """Trains the module, which computes the graph, puts its weights into it and notes the losses.
 
-    `since` is the share of the round's progress that is over when it begins.
+    `recover` says what training goes by, null: by labels. `since` is the share of the round's progress that is over when it begins.
 
     Raises:
         Diverged: training gave NaN or infinity.
+        Unsupported: a teacher does not fit.
     """
-    assert ctx.train is not None, "the recipe was checked: fine-tuning has data"
-    log = train.fit(
+    log = teaching.train_by(
         module,
-        ctx.train,
+        graph,
         fine_tune,
         part(ctx, now, since=since),
+        recover,
         after_step=after_step,
         label=now.label,
     )
     after_step()
     execute.write_back(module, graph)
+    if recover is not None and recover.distill is not None:
+        ctx.note(f"fine-tuning went by {teaching.described(recover)}")
     ctx.note(
         f"{now.label}: loss {log.losses[0]:.4g} in the first epoch, {log.losses[-1]:.4g} in the last"
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from modelpress.spec.prune import PruneLottery
 from modelpress.spec.report import Control, Quality
-from workers.engine import initialize, train
+from workers.engine import initialize, teaching, train
 from workers.engine.context import Context
 from workers.engine.errors import BadData, BadModel, Diverged
 from workers.engine.graph import Graph, execute
@@ -159,7 +159,6 @@ def _train(
     keep_at: int = 0,
 ) -> tuple[Graph, Graph]:
     """The network as it was after `keep_at` steps, and trained to the end. `skip` steps count as done."""
-    assert ctx.train is not None, "the recipe was checked: it has data"
     kept, trained = begin.clone(), begin.clone()
     module = execute.as_module(begin).to(ctx.device)
     masked, steps = Masked(module, masks), itertools.count(1)
@@ -169,8 +168,15 @@ def _train(
         if next(steps) == keep_at:
             execute.write_back(module, kept)
 
-    train.fit(
-        module, ctx.train, step.training, ctx, after_step=after_step, label="training", skip=skip
+    teaching.train_by(
+        module,
+        begin,
+        step.training,
+        ctx,
+        step.recover,
+        after_step=after_step,
+        label="training",
+        skip=skip,
     )
     execute.write_back(module, trained)
     return kept, trained

@@ -185,7 +185,15 @@ def _recover(work: _Work, now: Round) -> None:
         _recovery.refresh(graph, ctx, "whole network")
         return
     since = _SPARSE_SHARE if step.sparse_training is not None else 0.0
-    _recovery.train_round(graph, execute.as_module(graph), step.fine_tune, ctx, now, since=since)
+    _recovery.train_round(
+        graph,
+        execute.as_module(graph),
+        step.fine_tune,
+        ctx,
+        now,
+        recover=step.recover,
+        since=since,
+    )
 
 
 def _note_cost(whole: Cost, left: Cost, ctx: Context) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from modelpress.spec.prune import PruneLottery
+from workers.engine import teaching
 from workers.engine.context import Context
 from workers.engine.errors import NothingChanged
 from workers.engine.graph import Graph, match
@@ -139,6 +140,8 @@ def _note(step: PruneLottery, networks: int, ctx: Context) -> None:
         f"{networks:,} networks were trained, each for {step.training.epochs} epochs; the curves are measured on the eval split after the "
         "last epoch, and nothing was chosen by them"
     )
+    if step.recover is not None and step.recover.distill is not None:
+        ctx.note(f"every network was trained by {teaching.described(step.recover)}")
     if step.seeds == 1:
         ctx.note(_ONE_RUN)
     ctx.note("biases and normalization parameters are never pruned")

@@ -130,7 +130,7 @@ def _recover(
         return
     module = execute.as_module(graph)
     mask = Masked(module, masks)
-    _recovery.train_round(graph, module, step.fine_tune, ctx, now, mask.apply)
+    _recovery.train_round(graph, module, step.fine_tune, ctx, now, mask.apply, recover=step.recover)
 
 
 def _sparsity(graph: Graph, name: str) -> float:

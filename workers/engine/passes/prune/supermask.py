@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from modelpress.spec.prune import PruneSupermask
 from modelpress.spec.report import Curve
-from workers.engine import data, forward, losses, train
+from workers.engine import data, forward, losses, teaching
 from workers.engine.context import Context
 from workers.engine.errors import ExportMismatch, NothingChanged
 from workers.engine.graph import Graph, execute, match
@@ -49,7 +49,8 @@ def apply(graph: Graph, step: PruneSupermask, ctx: Context) -> Graph:
     for name in names:
         dense.set_weight(name, drawn.weight(dense, name))
     module = Masked(dense, names, ctx.generator("masks"), rescale=step.rescale)
-    log = train.fit(module, _train(ctx), step.training, ctx, label="supermask")
+    log = teaching.train_by(module, dense, step.training, ctx, step.recover, label="supermask")
+    ctx.note(f"the mask was trained by {teaching.described(step.recover)}")
     ctx.note(f"loss {log.losses[0]:.4g} in the first epoch, {log.losses[-1]:.4g} in the last")
     execute.write_back(module.network, dense)
     found = _candidates(module, Seeded(drawn, step.rescale, {}, _seeded.statistics(dense)), step)

@@ -19,7 +19,7 @@ import onnx_ir as ir
 import torch
 
 from modelpress.spec.quantize import QuantizeCluster
-from workers.engine import train
+from workers.engine import teaching
 from workers.engine.context import Context
 from workers.engine.errors import NothingChanged
 from workers.engine.graph import Graph, codes, edit, execute
@@ -186,7 +186,6 @@ def _fine_tune(
     graph: Graph, step: QuantizeCluster, stored: list[tuple[ir.Value, Table]], ctx: Context
 ) -> None:
     """Trains the values, and whatever else the network has, with the zeros held."""
-    assert ctx.train is not None, "the recipe was checked: fine-tuning has data"
     assert step.fine_tune is not None, "asked by the caller"
     module = execute.as_module(graph)
     held = [value.name or "" for value, table in stored if table.keeps_zero]
@@ -196,10 +195,16 @@ def _fine_tune(
         for name in held:
             module.weights[name][0] = 0.0
 
-    log = train.fit(
-        module, ctx.train, step.fine_tune, ctx, after_step=hold_zeros, label="shared values"
+    log = teaching.train_by(
+        module,
+        graph,
+        step.fine_tune,
+        ctx,
+        step.recover,
+        after_step=hold_zeros,
+        label="shared values",
     )
     execute.write_back(module, graph)
     ctx.note(
-        f"shared values were trained: loss {log.losses[0]:.4g} in the first epoch, {log.losses[-1]:.4g} in the last"
+        f"shared values were trained by {teaching.described(step.recover)}: loss {log.losses[0]:.4g} in the first epoch, {log.losses[-1]:.4g} in the last"
     )
