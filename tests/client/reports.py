@@ -16,6 +16,7 @@ from modelpress.spec.report import (
     Quality,
     Report,
     Size,
+    SizeParts,
     Skipped,
     Stage,
     Touched,
@@ -73,6 +74,35 @@ def controls() -> tuple[Control, ...]:
     return (
         Control(name="scratch_e", epochs=1, quality=quality),
         Control(name="scratch_b", epochs=4, quality=better, note="E is 1"),
+    )
+
+
+def packed(report: Report) -> Report:
+    """The report of a recipe that ends with a packed file."""
+    parts = SizeParts(
+        weights_bytes=200_000,
+        codebooks_bytes=50_000,
+        tables_bytes=0,
+        biases_bytes=20_000,
+        norms_bytes=0,
+        headers_bytes=10_000,
+    )
+    coded = parts.model_copy(update={"weights_bytes": 60_000, "tables_bytes": 4_000})
+    last = report.stages[-1]
+    size = last.size.model_copy(
+        update={"file_parts": parts, "coded_parts": coded, "coded_bytes": 144_000}
+    )
+    assert report.verification is not None
+    checked = report.verification.model_copy(
+        update={"unpacked_sha256": "0" * 64, "unpack_seconds": 0.0123}
+    )
+    artifact = ArtifactInfo(name="model.mpk", format="mpk", size_bytes=144_000, sha256="1" * 64)
+    return report.model_copy(
+        update={
+            "stages": (*report.stages[:-1], last.model_copy(update={"size": size})),
+            "verification": checked,
+            "artifacts": (*report.artifacts, artifact),
+        }
     )
 
 

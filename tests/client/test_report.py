@@ -81,3 +81,29 @@ def test_curves_are_a_table_with_a_column_for_each() -> None:
         ["20.00%", "98.00%", "95.10%"],
         ["97.50%", "to", "98.50%"],
     ]
+
+
+def test_bytes_of_a_packed_file_are_told_by_what_they_are_for() -> None:
+    text = " ".join(_report.as_text(reports.packed(reports.report())).split())
+    told = (
+        "bytes of model.onnx: 280,000 = weights 200,000, codebooks 50,000, biases 20,000, headers 10,000",
+        "bytes of model.mpk: 144,000 = weights 60,000, codebooks 50,000, tables 4,000, biases 20,000, headers 10,000",
+        "beside it: zipped 140,000, order-0 entropy 140,000, non-zeros at their stored bits 140,000",
+        "model.mpk: 144,000 bytes, unpacked in a fresh process to model.onnx, byte for byte, in 0.012 s",
+    )
+    for line in told:
+        assert line in text
+
+
+def test_a_model_that_is_not_packed_says_nothing_of_it() -> None:
+    text = _report.as_text(reports.report())
+    assert "model.mpk" not in text
+    assert "order-0" not in text
+
+
+def test_a_packed_file_that_nobody_unpacked_is_not_called_so() -> None:
+    report = reports.packed(reports.report())
+    unchecked = report.verification.model_copy(update={"unpack_seconds": None})
+    text = _report.as_text(report.model_copy(update={"verification": unchecked}))
+    assert "bytes of model.mpk" in text
+    assert "unpacked in a fresh process" not in text

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import fnmatch
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
+import onnx_ir as ir
 
 from modelpress.spec import order
 from modelpress.spec.report import SizeParts
@@ -17,6 +19,7 @@ from workers.engine.formats.packing import Coded, Method, Packed, cuts
 from workers.engine.graph import Graph
 from workers.engine.measure import parts
 from workers.engine.measure.parts import Part
+from workers.engine.passes import _constants
 
 
 def pack(graph: Graph, step: Step, ctx: Context, method: Method) -> Graph:
@@ -30,14 +33,15 @@ def pack(graph: Graph, step: Step, ctx: Context, method: Method) -> Graph:
     _unsign_zeros(graph, ctx)
     model, target = ctx.work / "unpacked.onnx", ctx.work / order.PACKED
     formats.save(graph, model)
-    found = packing.pack(model, target, method, leave=step.excludes)
+    left = _left(graph, step, ctx)
+    found = packing.pack(model, target, method, leave=left.__contains__)
     size_bytes = model.stat().st_size
     if found.size_bytes >= size_bytes:
         raise NothingChanged(
             f"{step.kind} wrote {found.size_bytes:,} bytes for a model of {size_bytes:,}",
             hint="leave the step out, or prune or quantize before it",
         )
-    _cover(found, size_bytes, step, ctx)
+    _cover(found, size_bytes, left, ctx)
     ctx.coverage.coded = sizes(found, parts.of(graph))
     ctx.coverage.files.append(target)
     model.unlink()
@@ -80,9 +84,33 @@ def _unsign_zeros(graph: Graph, ctx: Context) -> None:
         )
 
 
-def _cover(found: Packed, size_bytes: int, step: Step, ctx: Context) -> None:
+def _left(graph: Graph, step: Step, ctx: Context) -> set[str]:
+    """Tensors that the recipe excludes, by their own name or that of a node that reads them, decoded or not.
+
+    A pattern that matches none is told.
+    """
+    made = _constants.nodes(graph)
+    names = {name: {name, *_readers(value, made)} for name, value in graph.initializers.items()}
+    for pattern in step.exclude:
+        if not any(fnmatch.filter(known, pattern) for known in names.values()):
+            ctx.note(
+                f"exclude: '{pattern}' is the name of no tensor of the model as it is now, and of no node that reads one"
+            )
+    return {name for name, known in names.items() if step.excludes(*known)}
+
+
+def _readers(value: ir.Value, made: Collection[ir.Node]) -> Iterator[str]:
+    """Nodes that read a value, or what is made of it and constants alone."""
+    todo = [value]
+    while todo:
+        for node, _ in todo.pop().uses():
+            yield node.name or ""
+            todo += node.outputs if node in made else ()
+
+
+def _cover(found: Packed, size_bytes: int, left: Collection[str], ctx: Context) -> None:
     for tensor in found.tensors:
-        if step.excludes(tensor.name):
+        if tensor.name in left:
             ctx.skipped(tensor.name, "excluded by the recipe: stored as it is")
         elif _is_raw(tensor):
             ctx.skipped(tensor.name, "stored as it is: no code has fewer bytes")
