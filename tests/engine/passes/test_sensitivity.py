@@ -151,6 +151,32 @@ def test_what_cannot_be_compressed_so_is_said(tmp_path):
         measure("depthwise_cnn", tmp_path, exclude=("*",))
 
 
+NET = """
+agraph (float[N, 6] x) => ({outputs}) <float[6, 3] w> {{
+    y = MatMul(x, w)
+    top = ArgMax<axis = 1, keepdims = 0>(y)
+    mean = ReduceMean<keepdims = 0>(y)
+}}
+"""
+
+
+def analyze_text(outputs, tmp_path):
+    model = jobs.text(NET.format(outputs=outputs))
+    onnx.save(model, tmp_path / "net.onnx")
+    graph = formats.load(tmp_path / "net.onnx")
+    ctx = jobs.context_of(graph.clone(), tmp_path, jobs.dataset_of(model))
+    passes.apply(graph, AnalyzeSensitivity(methods=("magnitude",)), ctx)
+    return ctx.coverage.sensitivity
+
+
+def test_only_floats_of_each_sample_are_compared(tmp_path):
+    alone = analyze_text("float[N, 3] y", tmp_path)
+    beside = analyze_text("int64[N] top, float mean, float[N, 3] y", tmp_path)
+    assert beside.rows == alone.rows
+    with pytest.raises(Unsupported, match="nothing to compare"):
+        analyze_text("int64[N] top, float mean", tmp_path)
+
+
 def test_curves_show_what_was_measured(tmp_path):
     options = {"methods": ("bits",), "amounts": {"bits": (4, 2)}, "samples": 20}
     _, _, ctx = measure("mlp", tmp_path, **options)

@@ -12,7 +12,7 @@ import torch
 
 from workers.engine import data
 from workers.engine.context import Context
-from workers.engine.errors import BadModel
+from workers.engine.errors import BadModel, Unsupported
 from workers.engine.graph import Graph, execute, program
 from workers.engine.measure.quality import Reference
 from workers.engine.passes.analyze._form import Array
@@ -39,11 +39,11 @@ class Meter:
         self.samples = samples.samples
         self._labels, self._ctx = samples.labels, ctx
         self._inputs = [value.name or "" for value in graph.inputs]
-        self._names = [value.name or "" for value in graph.outputs]
         self._feeds = [
             (len(np.unique(indices)), inputs)
             for indices, inputs in _moments.feeds(graph, samples, ctx)
         ]
+        self._outputs_of = _compared(graph, module, self._feeds[0][1])
         self._reference = Reference(self._outputs(module, {}, {}))
         self._norm = sum(_squares(y) for y in self._reference.outputs.values())
 
@@ -95,7 +95,7 @@ class Meter:
         instead = {
             n: torch.from_numpy(np.ascontiguousarray(w)).to(device) for n, w in weights.items()
         }
-        rows: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in self._names}
+        rows: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in self._outputs_of}
         for new, inputs in self._feeds:
             fed = [
                 through[name](x) if name in through else x
@@ -103,8 +103,8 @@ class Meter:
             ]
             with torch.no_grad():
                 answers = module.run_with(instead, fed, through)
-            for name, answer in zip(self._names, answers, strict=True):
-                rows[name].append(answer[:new].float().cpu().numpy())
+            for name, slot in self._outputs_of.items():
+                rows[name].append(answers[slot][:new].float().cpu().numpy())
         return {name: np.concatenate(parts) for name, parts in rows.items()}
 
     def _effect(self, found: Outputs) -> Effect:
@@ -117,6 +117,35 @@ class Meter:
         kept = self._reference.top_class(self._reference.outputs[scores])
         accurate = None if self._labels is None else float((top == self._labels).mean())
         return Effect(_finite(error), float((top == kept).mean()), accurate)
+
+
+def _compared(
+    graph: Graph, module: execute.GraphModule, inputs: Sequence[torch.Tensor]
+) -> dict[str, int]:
+    """Names and places of the outputs that are floats, one row for each sample.
+
+    Raises:
+        Unsupported: there is none.
+    """
+    with torch.no_grad():
+        answers = module(*inputs)
+    found = {
+        value.name or "": slot
+        for slot, (value, answer) in enumerate(zip(graph.outputs, answers, strict=True))
+        if _has_rows(answer, len(inputs[0]))
+    }
+    if not found:
+        raise Unsupported(
+            "no output of the model holds floats, one row for each sample: there is nothing to compare",
+            hint="export the model with its scores as an output",
+        )
+    return found
+
+
+def _has_rows(answer: object, rows: int) -> bool:
+    if not isinstance(answer, torch.Tensor) or not answer.is_floating_point():
+        return False
+    return answer.shape[:1] == (rows,)
 
 
 def _rounding(codes: _affine.Activation) -> program.Change:
