@@ -18,8 +18,12 @@ from modelpress.packed.reading import PackedError, Reader
 SLAB = 1 << 20
 """Elements that are coded at a time, at most; what bounds the memory of a decoder."""
 MAX_GAP_BITS = 8
-TRANSPOSED, COLUMNS, NEIGHBOURS, SPLIT = 1, 2, 4, 8
+_CHUNK = 1 << 15
+"""Symbols that are looked up at a time, so that they stay in the processor's cache."""
+TRANSPOSED, COLUMNS, NEIGHBOURS, SPLIT, LOW_BITS = 1, 2, 4, 8, 16
 """Flags of an entropy code."""
+LOW = (1, 2, 4, 8)
+"""How many low bits of a symbol may be stored as they are."""
 
 
 class Codec(IntEnum):
@@ -173,7 +177,11 @@ class Map:
         return cls(width, table, _coder(reader, codec, len(table), columns))
 
     def decode(self, reader: Reader, count: int) -> Elements:
-        found: Elements = self.table[self.coder.decode(reader, count)]
+        symbols = self.coder.decode(reader, count)
+        found: Elements = np.empty(count, self.table.dtype)
+        for first in range(0, count, _CHUNK):
+            part = slice(first, first + _CHUNK)
+            np.take(self.table, symbols[part], out=found[part], mode="clip")
         return found
 
 
@@ -186,7 +194,7 @@ def _coder(reader: Reader, codec: Codec, alphabet: int, columns: int) -> Coder:
         return Dense(huffman.Decoder(huffman.read(reader, alphabet)))
     if codec is Codec.RELATIVE:
         return Relative.read(reader, alphabet)
-    return Entropy(alphabet, read_layout(reader, alphabet, columns))
+    return Entropy.read(reader, alphabet, columns)
 
 
 class Constant:
@@ -239,51 +247,75 @@ class Relative:
 
 @dataclass(frozen=True)
 class Entropy:
-    """Entropy coded symbols."""
+    """Entropy coded symbols. Of large alphabets the low bits may be stored as they are."""
 
     alphabet: int
     layout: Layout
+    """Of what is above the low bits."""
+    low: int = 0
+
+    @classmethod
+    def read(cls, reader: Reader, alphabet: int, columns: int) -> Entropy:
+        """Reads a byte of flags, how many bits are low, and the centre, where there are such.
+
+        Raises:
+            PackedError: rows are made use of, but the tensor has no columns, or there is but one symbol.
+        """
+        flags = reader.choice("contexts of an entropy code", 32)
+        uses_rows = bool(flags & (TRANSPOSED | COLUMNS | NEIGHBOURS))
+        if alphabet < 2 or (uses_rows and not columns):
+            raise PackedError("an entropy code has one symbol, or contexts but no columns")
+        low = 0
+        if flags & LOW_BITS:
+            low = reader.choice("low bits of a symbol", max(LOW) + 1)
+            if low not in LOW:
+                raise PackedError(f"{low} low bits of a symbol")
+        above = high(alphabet, low)
+        layout = Layout()
+        if flags & ~LOW_BITS:
+            layout = Layout(
+                columns=columns,
+                transposed=bool(flags & TRANSPOSED),
+                use_columns=bool(flags & COLUMNS),
+                use_neighbours=bool(flags & NEIGHBOURS),
+                split=bool(flags & SPLIT),
+                centre=reader.number("centre", above - 1),
+            )
+        return cls(alphabet, layout, low)
 
     def decode(self, reader: Reader, count: int) -> Symbols:
         code = reader.blob("an entropy code", 4 * count + 16)
-        return entropy.decode(code, count, self.alphabet, self.layout)
+        found = entropy.decode(code, count, high(self.alphabet, self.low), self.layout)
+        if not self.low:
+            return found
+        size_bytes = (count * self.low + 7) // 8
+        low = maps.split(reader.take(size_bytes, "low bits of symbols"), self.low)[:count]
+        found = found << self.low | low
+        if int(found.max(initial=0)) >= self.alphabet:
+            raise PackedError("a symbol is beyond its alphabet")
+        return found
 
 
-def read_layout(reader: Reader, alphabet: int, columns: int) -> Layout:
-    """Reads a byte of flags, and the centre where one is used.
-
-    Raises:
-        PackedError: rows are made use of, but the tensor has no columns, or there is but one symbol.
-    """
-    flags = reader.choice("contexts of an entropy code", 16)
-    if alphabet < 2 or (flags & ~SPLIT and not columns):
-        raise PackedError("an entropy code has one symbol, or contexts but no columns")
-    if not flags:
-        return Layout()
-    return Layout(
-        columns=columns,
-        transposed=bool(flags & TRANSPOSED),
-        use_columns=bool(flags & COLUMNS),
-        use_neighbours=bool(flags & NEIGHBOURS),
-        split=bool(flags & SPLIT),
-        centre=reader.number("centre", alphabet - 1),
-    )
+def high(alphabet: int, low: int) -> int:
+    """How many different symbols are left without their low bits."""
+    return ((alphabet - 1) >> low) + 1
 
 
-def flags_of(layout: Layout) -> int:
-    """The byte that `read_layout` reads."""
+def flags_of(layout: Layout, low: int) -> int:
+    """The byte that `Entropy.read` reads first."""
     flags = {
         TRANSPOSED: layout.transposed,
         COLUMNS: layout.use_columns,
         NEIGHBOURS: layout.use_neighbours,
         SPLIT: layout.split,
+        LOW_BITS: low > 0,
     }
     return sum(flag for flag, is_set in flags.items() if is_set)
 
 
 def _most(count: int) -> int:
-    """Bytes of the longest Huffman stream of `count` symbols."""
-    return (count * huffman.LONGEST + 7) // 8
+    """Bytes of the longest Huffman stream of `count` symbols, with the bits of its lanes."""
+    return (count * huffman.LONGEST + 7) // 8 + 4 * huffman.lanes_of(count) + 4
 
 
 def join(elements: Elements, width: int) -> bytes:

@@ -21,7 +21,7 @@ from modelpress.packed import codecs
 from modelpress.packed.reading import PackedError, Reader
 
 MAGIC = b"\x93MPK"
-VERSION = 1
+VERSION = 2
 PREFIX_BYTES = len(MAGIC) + 1 + 4
 """What the CRC-32 does not cover: magic, version and the CRC-32 itself."""
 MAX_BYTES = 2**31 - 1

@@ -1,6 +1,6 @@
 """In which order the symbols of a map are coded, and with which frequencies: the same walk for encoder and decoder.
 
-A map is a matrix. Its first row is coded in runs that double; then come the rows halfway between those that are known, then the rows
+A map is a matrix. Its first row is coded in runs that grow; then come the rows halfway between those that are known, then the rows
 halfway between these, and so on, so that each pass has known rows above and below and about doubles what is known. Frequencies follow
 from what was coded before, pass by pass; no table is stored. All arithmetic is on integers: every machine finds the same.
 
@@ -60,14 +60,28 @@ class Layout:
         return self.use_columns or self.use_neighbours
 
 
+@dataclass(frozen=True)
+class Place:
+    """Symbols of a part of the matrix: of these columns, or of all; and of what they hold, read row by row, these positions, or all."""
+
+    columns: Ints | None = None
+    inner: Ints | None = None
+
+    def of(self, part: Symbols) -> Symbols:
+        """They themselves."""
+        block = part if self.columns is None else part[:, self.columns]
+        flat = block.reshape(-1)
+        return flat if self.inner is None else flat[self.inner]
+
+
 class Source(Protocol):
     """Where symbols come from: a decoder, or an encoder that knows them and notes the frequencies."""
 
     def begin(self, layer: Layer, rows: slice, columns: slice) -> None:
-        """The symbols taken next are those of this part of the matrix; of OTHERS, those that are not the centre."""
+        """The symbols taken next are those of this part of the matrix; of OTHERS, those that are not the centre, as one row."""
 
-    def take(self, at: slice | Ints, count: int, frequencies: Ints) -> Symbols:
-        """`count` symbols, at these positions of the part read row by row."""
+    def take(self, place: Place, count: int, frequencies: Ints) -> Symbols:
+        """`count` symbols, which go there."""
 
 
 def walk(size: int, alphabet: int, layout: Layout, source: Source) -> Symbols:
@@ -81,23 +95,54 @@ def walk(size: int, alphabet: int, layout: Layout, source: Source) -> Symbols:
 
 def frequencies(counts: Ints) -> Ints:
     """Frequencies of symbols that came so often, all at least 1, their sum 2^PRECISION: [symbols]."""
-    found: Ints = _to_precision((2 * counts + 1)[None])[0]
+    found: Ints = share_out((2 * counts + 1)[None])[0]
     return found
 
 
 def frequencies_of(counts: Ints, totals: Ints) -> Ints:
     """The same for contexts, [contexts, symbols]: each begins as if it had seen four symbols of all that came before, `totals`."""
     seen = 2 * totals + 1
-    return _to_precision(32 * counts + 128 * seen // int(seen.sum()) + 1)
+    return share_out(32 * counts + 128 * seen // int(seen.sum()) + 1)
 
 
-def _to_precision(weights: Ints) -> Ints:
+def share_out(weights: Ints) -> Ints:
     """Shares out in proportion to the weights of each row; what is left over goes to its heaviest symbol, of several to the first."""
     free = (1 << PRECISION) - weights.shape[1]
     found: Ints = 1 + weights * free // weights.sum(axis=1, keepdims=True)
     rest = (1 << PRECISION) - found.sum(axis=1)
     found[np.arange(len(found)), np.argmax(found, axis=1)] += rest
     return found
+
+
+@dataclass(frozen=True)
+class _Contexts:
+    """The context of each symbol of a part, [rows, columns]: class of its column × `kinds` + nearness."""
+
+    shape: tuple[int, int]
+    kinds: int
+    classes: NDArray[np.uint8] | None
+    """Of each column; None: all are of class 0."""
+    near: NDArray[np.uint8] | None
+    """Of each symbol; None: all are 0."""
+
+    def blocks(self) -> Iterator[tuple[int, Ints | None]]:
+        """The columns of each class, and the first of its contexts."""
+        if self.classes is None:
+            yield 0, None
+            return
+        for value in np.unique(self.classes):
+            yield int(value) * self.kinds, np.flatnonzero(self.classes == value)
+
+    def places(self, columns: Ints | None) -> Iterator[tuple[int, Place, int]]:
+        """Of these columns, the symbols of each nearness, and how many they are."""
+        if self.near is None:
+            width = self.shape[1] if columns is None else len(columns)
+            yield 0, Place(columns), self.shape[0] * width
+            return
+        near = (self.near if columns is None else self.near[:, columns]).reshape(-1)
+        for value in range(self.kinds):
+            if len(inner := np.flatnonzero(near == value)):
+                yield value, Place(columns, inner), len(inner)
 
 
 class _Model:
@@ -107,33 +152,44 @@ class _Model:
         self.counts: Ints = np.zeros((contexts, alphabet), np.int64)
         self.totals: Ints = np.zeros(alphabet, np.int64)
 
-    def code(self, source: Source, context: NDArray[np.uint8] | None, size: int) -> Symbols:
-        """The symbols of a part; contexts in the part's own order, None: what is known of all symbols serves."""
-        alphabet = len(self.totals)
-        if alphabet == 1 or not size:
-            return np.zeros(size, np.int32)
-        if context is None:
-            using = frequencies(self.totals)
-            symbols = source.take(slice(0, size), size, using)
-            self.totals += np.bincount(symbols, minlength=alphabet)
-            return symbols
-        return self._by_context(source, context)
+    def code(
+        self, source: Source, shape: tuple[int, int], contexts: _Contexts | None, *, learn: bool
+    ) -> Symbols:
+        """The symbols of a part, [rows, columns]. Without contexts, what is known of all symbols serves."""
+        size = shape[0] * shape[1]
+        if len(self.totals) == 1 or not size:
+            return np.zeros(shape, np.int32)
+        if contexts is None:
+            symbols = source.take(Place(), size, frequencies(self.totals))
+            if learn:
+                self.totals += _count(symbols, len(self.totals))
+            return symbols.reshape(shape)
+        return self._by_context(source, contexts, learn=learn)
 
-    def _by_context(self, source: Source, context: NDArray[np.uint8]) -> Symbols:
-        alphabet = len(self.totals)
-        order = np.argsort(context, kind="stable")
-        sizes = np.bincount(context, minlength=len(self.counts))
-        ends = np.cumsum(sizes)
+    def _by_context(self, source: Source, contexts: _Contexts, *, learn: bool) -> Symbols:
         using = frequencies_of(self.counts, self.totals)
-        result = np.empty(len(context), np.int32)
-        for chosen in np.flatnonzero(sizes):
-            at = order[ends[chosen] - sizes[chosen] : ends[chosen]]
-            symbols = source.take(at, len(at), using[chosen])
-            result[at] = symbols
-            found = np.bincount(symbols, minlength=alphabet)
-            self.counts[chosen] += found
-            self.totals += found
+        result = np.empty(contexts.shape, np.int32)
+        for first, columns in contexts.blocks():
+            block = result if columns is None else np.empty((len(result), len(columns)), np.int32)
+            flat = block.reshape(-1)
+            for near, place, count in contexts.places(columns):
+                symbols = source.take(place, count, using[first + near])
+                flat[slice(None) if place.inner is None else place.inner] = symbols
+                if learn:
+                    found = _count(symbols, len(self.totals))
+                    self.counts[first + near] += found
+                    self.totals += found
+            if columns is not None:
+                result[:, columns] = block
         return result
+
+
+def _count(symbols: Symbols, alphabet: int) -> Ints:
+    """How often each symbol comes."""
+    if alphabet == 2:
+        ones = int(np.count_nonzero(symbols))
+        return np.array([len(symbols) - ones, ones], np.int64)
+    return np.bincount(symbols, minlength=alphabet)
 
 
 class _Walk:
@@ -152,15 +208,16 @@ class _Walk:
         """Fills the matrix."""
         height, width = self.matrix.shape
         for run in _runs(width):
-            self._part(slice(0, 1), run, None, None)
+            self._part(slice(0, 1), run, None, learn=height > 1 or run.stop < width)
         self._learn(slice(0, 1))
         for half in _halves(height):
             rows = slice(half, height, 2 * half)
             above = self.matrix[0 : height - half : 2 * half]
             below = self.matrix[2 * half : height : 2 * half]
             below = np.concatenate([below, above[len(below) :]])
-            self._part(rows, slice(0, width), above, below)
-            self._learn(rows)
+            self._part(rows, slice(0, width), (above, below), learn=half > 1)
+            if half > 1:
+                self._learn(rows)
 
     def _learn(self, rows: slice) -> None:
         """Adds the distances from the centre to those of their columns."""
@@ -170,52 +227,47 @@ class _Walk:
             self.rows += len(part)
 
     def _distance(self, part: Symbols) -> Ints:
-        distance: Ints = part.astype(np.int64) - self.layout.centre
-        away: Ints = np.abs(distance)
-        return np.minimum(away, 1) if self.layout.split else away
+        if self.layout.split:
+            other: Ints = (part != self.layout.centre).astype(np.int64)
+            return other
+        distance: Ints = np.abs(part.astype(np.int64) - self.layout.centre)
+        return distance
 
     def _part(
-        self, rows: slice, columns: slice, above: Symbols | None, below: Symbols | None
+        self, rows: slice, columns: slice, around: tuple[Symbols, Symbols] | None, *, learn: bool
     ) -> None:
         part = self.matrix[rows, columns]
-        context = None if above is None or below is None else self._context(above, below)
         layer = Layer.IS_OTHER if self.layout.split else Layer.SYMBOLS
         self.source.begin(layer, rows, columns)
-        found = self.first.code(self.source, context, part.size)
+        found = self.first.code(self.source, part.shape, self._contexts(around), learn=learn)
         if self.layout.split:
-            found = self._others(rows, columns, found, above, below)
-        part[...] = found.reshape(part.shape)
+            self.source.begin(Layer.OTHERS, rows, columns)
+            found = self._others(found, around, learn=learn)
+        part[...] = found
 
     def _others(
-        self,
-        rows: slice,
-        columns: slice,
-        is_other: Symbols,
-        above: Symbols | None,
-        below: Symbols | None,
+        self, is_other: Symbols, around: tuple[Symbols, Symbols] | None, *, learn: bool
     ) -> Symbols:
         centre = self.layout.centre
         where = np.flatnonzero(is_other)
-        context = None
-        if above is not None and below is not None and len(self.others.counts) > 1:
-            sides = np.sign(above - centre) + np.sign(below - centre)
-            context = (1 + np.sign(sides.reshape(-1)[where])).astype(np.uint8)
-        self.source.begin(Layer.OTHERS, rows, columns)
-        found = self.others.code(self.source, context, len(where))
+        contexts = None
+        if around is not None and len(self.others.counts) > 1:
+            above, below = (side.reshape(-1)[where] for side in around)
+            sides = np.sign(np.sign(above - centre) + np.sign(below - centre))
+            contexts = _Contexts((1, len(where)), 3, None, (1 + sides).astype(np.uint8)[None])
+        found = self.others.code(self.source, (1, len(where)), contexts, learn=learn)[0]
         result = np.full(is_other.shape, centre, np.int32)
-        result[where] = found + (found >= centre)
+        result.reshape(-1)[where] = found + (found >= centre)
         return result
 
-    def _context(self, above: Symbols, below: Symbols) -> NDArray[np.uint8] | None:
-        """The context of each symbol between two known rows; None where there are too few to tell contexts apart."""
-        if above.size < FEW or len(self.first.counts) == 1:
+    def _contexts(self, around: tuple[Symbols, Symbols] | None) -> _Contexts | None:
+        """Those of a part between two known ones; None where there are too few symbols to tell contexts apart."""
+        if around is None or around[0].size < FEW or len(self.first.counts) == 1:
             return None
-        context = np.zeros(above.shape, np.uint8)
-        if self.layout.use_columns:
-            context += _classes(self.sums, self.rows)[None, :] * np.uint8(self.near)
-        if self.layout.use_neighbours:
-            context += self._nearness(above, below)
-        return context.reshape(-1)
+        classes = _classes(self.sums, self.rows) if self.layout.use_columns else None
+        near = self._nearness(*around) if self.layout.use_neighbours else None
+        height, width = around[0].shape
+        return _Contexts((height, width), self.near, classes, near)
 
     def _nearness(self, above: Symbols, below: Symbols) -> NDArray[np.uint8]:
         if self.layout.split:
@@ -245,11 +297,11 @@ def _classes(sums: Ints, rows: int) -> NDArray[np.uint8]:
 
 
 def _runs(width: int) -> Iterator[slice]:
-    """Runs of the first row: each as long as all before it."""
+    """Runs of the first row: each half as long as all before it."""
     start, end = 0, min(FIRST_RUN, width)
     while start < width:
         yield slice(start, end)
-        start, end = end, min(2 * end, width)
+        start, end = end, min(end + end // 2, width)
 
 
 def _halves(height: int) -> Iterator[int]:

@@ -1,7 +1,8 @@
 """Entropy coding: asymmetric numeral systems as constriction has them, driven by the walk of contexts.py.
 
 The coder is constriction's AnsCoder: a state of 64 bits, words of 32 bits, frequencies of 24 bits. It is a stack; encoders push the symbols
-in the reverse order of the walk.
+in the reverse order of the walk. Symbols of a small alphabet are coded several at a time, as one symbol of a larger alphabet: a step of the
+coder takes as long for eight bits as for one.
 """
 
 from __future__ import annotations
@@ -12,10 +13,14 @@ import constriction
 import numpy as np
 
 from modelpress.packed import contexts
-from modelpress.packed.contexts import Ints, Layer, Layout, Symbols
+from modelpress.packed.contexts import PRECISION, Ints, Layer, Layout, Place, Symbols
 from modelpress.packed.reading import PackedError
 
 WORD_BYTES = 4
+JOINED_FROM = 4096
+"""Fewer symbols are coded one at a time."""
+MAX_JOINED = 256
+"""Symbols of an alphabet of several symbols."""
 
 
 def model(frequencies: Ints) -> Any:
@@ -26,6 +31,29 @@ def model(frequencies: Ints) -> Any:
     """
     rest = (frequencies - 1).astype(np.float64)
     return constriction.stream.model.Categorical(rest, lazy=False, perfect=False)
+
+
+def joined(alphabet: int, count: int) -> int:
+    """How many symbols are coded at a time: 8, 4, 2 or 1."""
+    several = 1
+    while count >= JOINED_FROM and alphabet ** (2 * several) <= MAX_JOINED:
+        several *= 2
+    return several
+
+
+def of_several(frequencies: Ints, several: int) -> Ints:
+    """Frequencies of so many symbols at a time; the first of them counts highest."""
+    while several > 1:
+        products = frequencies[:, None] * frequencies >> PRECISION - 4
+        frequencies = contexts.share_out(products.reshape(1, -1))[0]
+        several //= 2
+    return frequencies
+
+
+def digits(alphabet: int, several: int) -> Symbols:
+    """The symbols that each symbol for several stands for: [alphabet ** several, several]."""
+    shape = (alphabet,) * several
+    return np.indices(shape, np.int32).reshape(several, -1).T.copy()
 
 
 def decode(code: bytes, size: int, alphabet: int, layout: Layout) -> Symbols:
@@ -53,7 +81,16 @@ class _Decoder:
     def begin(self, layer: Layer, rows: slice, columns: slice) -> None:
         """The walk knows where they go."""
 
-    def take(self, at: slice | Ints, count: int, frequencies: Ints) -> Symbols:
+    def take(self, place: Place, count: int, frequencies: Ints) -> Symbols:
         """The next symbols."""
-        found: Symbols = self.coder.decode(model(frequencies), count)
+        several = joined(len(frequencies), count)
+        if several == 1:
+            alone: Symbols = self.coder.decode(model(frequencies), count)
+            return alone
+        whole, rest = divmod(count, several)
+        found = np.empty(count, np.int32)
+        of_all = self.coder.decode(model(of_several(frequencies, several)), whole)
+        table = digits(len(frequencies), several)
+        np.take(table, of_all, 0, found[: count - rest].reshape(whole, several), "clip")
+        found[count - rest :] = self.coder.decode(model(frequencies), rest)
         return found

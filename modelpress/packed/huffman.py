@@ -1,22 +1,26 @@
 """Canonical Huffman codes: only the lengths are stored, symbols of a length are numbered in order.
 
-Decoding follows no bit after the other: at every bit of a chunk it is looked up which code would begin there and how long it is, then
-jumps over 1, 2, 4, 8 and 16 codes are made from these, and the true beginnings found from long jumps to short ones.
+A stream consists of lanes that are decoded side by side, a symbol of each at a time: of n lanes, lane i has the symbols i, i + n,
+i + 2n, ... How many bits each lane has stands before them.
 """
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from modelpress.packed import bits
+from modelpress.packed.bits import Ints, Words
 from modelpress.packed.reading import PackedError, Reader
 
 LONGEST = 16
 """Bits of the longest code."""
-_CHUNK_BITS = 1 << 17
-_DOUBLINGS = 4
+LANE = 512
+"""Symbols of a lane, or up to twice as many where there is but one."""
+_WORD_BITS = 64
 
 Symbols = NDArray[np.int32]
 
@@ -42,13 +46,13 @@ class Code:
             raise PackedError("the lengths of a Huffman code are those of no complete code")
 
     @property
-    def order(self) -> NDArray[np.int64]:
+    def order(self) -> Ints:
         """The symbols with a code, by its length, then by number: as their codes count up."""
         ranked = np.argsort(self.lengths, kind="stable")
         return ranked[np.count_nonzero(self.lengths == 0) :]
 
     @property
-    def codes(self) -> NDArray[np.int64]:
+    def codes(self) -> Ints:
         """The code of each symbol, as a number of its length in bits."""
         order = self.order
         lengths = self.lengths[order].astype(np.int64)
@@ -66,8 +70,8 @@ def read(reader: Reader, alphabet: int) -> Code:
     """
     used = np.ones(alphabet, bool)
     if reader.choice("form of a Huffman table", 2):
-        bits = np.frombuffer(reader.take((alphabet + 7) // 8, "symbols of a Huffman code"), "u1")
-        used = np.unpackbits(bits, bitorder="little")[:alphabet].astype(bool)
+        flags = np.frombuffer(reader.take((alphabet + 7) // 8, "symbols of a Huffman code"), "u1")
+        used = np.unpackbits(flags, bitorder="little")[:alphabet].astype(bool)
     where = np.flatnonzero(used)
     if not len(where):
         raise PackedError("a Huffman code has no symbols")
@@ -80,8 +84,13 @@ def read(reader: Reader, alphabet: int) -> Code:
     return Code(lengths)
 
 
+def lanes_of(count: int) -> int:
+    """How many lanes a stream of so many symbols has."""
+    return max(count // LANE, 1)
+
+
 class Decoder:
-    """Decodes bit streams of one code."""
+    """Decodes streams of one code."""
 
     def __init__(self, code: Code) -> None:
         self._code = code
@@ -91,7 +100,7 @@ class Decoder:
         order, lengths = code.order, code.lengths[code.order].astype(np.int64)
         spans = 1 << (self._bits - lengths)
         self._symbol = np.repeat(order.astype(np.int32), spans)
-        self._length = np.repeat(lengths.astype(np.int32), spans)
+        self._length = np.repeat(lengths.astype(np.uint64), spans)
 
     def decode(self, stream: bytes, count: int) -> Symbols:
         """The `count` symbols of a stream, the first bit of each byte its highest.
@@ -103,61 +112,61 @@ class Decoder:
             if stream:
                 raise PackedError("a Huffman stream is longer than its symbols")
             return np.full(count, max(self._code.only, 0), np.int32)
-        padded = np.frombuffer(stream + bytes(4), np.uint8).astype(np.uint32)
-        parts, begin, left = [], 0, count
-        while left and begin < 8 * len(stream):
-            symbols, begin = self._chunk(padded, begin, left, 8 * len(stream))
-            parts.append(symbols)
-            left -= len(symbols)
-        if left or (begin + 7) // 8 != len(stream):
-            raise PackedError("a Huffman stream does not have as many symbols as it should")
-        return np.concatenate(parts)
-
-    def _chunk(
-        self, padded: NDArray[np.uint32], begin: int, left: int, bits: int
-    ) -> tuple[Symbols, int]:
-        """Up to `left` symbols whose codes begin in the chunk at bit `begin`; the bit behind them."""
-        first = begin // 8
-        last = min(first + _CHUNK_BITS // 8, (bits + 7) // 8)
-        windows = self._windows(padded[first : last + 3])
-        size = len(windows)
-        steps = np.arange(size, dtype=np.int32)
-        steps += self._length[windows]
-        beyond = int(steps[-1]) + LONGEST + 1
-        jump = np.minimum(
-            np.concatenate([steps, np.arange(size, beyond, dtype=np.int32)]), beyond - 1
-        )
-        starts = _starts(jump, begin - 8 * first, size)
-        starts = starts[: min(left, int(np.searchsorted(starts, size)))]
-        end = 8 * first + int(jump[starts[-1]])
-        if end > bits:
+        reader = Reader(io.BytesIO(stream), len(stream))
+        starts = _starts(reader, lanes_of(count))
+        lanes = reader.take(reader.left, "lanes")
+        if starts[-1] > 8 * len(lanes):
             raise PackedError("truncated within a Huffman stream")
-        return self._symbol[windows[starts]], end
+        symbols, ends = self._side_by_side(lanes, starts, count)
+        if (ends[:-1] != starts[1:]).any() or (int(ends[-1]) + 7) // 8 != len(lanes):
+            raise PackedError("a Huffman stream does not have as many symbols as it should")
+        return symbols
 
-    def _windows(self, padded: NDArray[np.uint32]) -> NDArray[np.int64]:
-        """At each bit, the number that the next bits are: as many as the longest code has."""
-        joined = (padded[:-3] << 16) | (padded[1:-2] << 8) | padded[2:-1]
-        shifts = np.arange(24 - self._bits, 16 - self._bits, -1, dtype=np.uint32)
-        found = (joined[:, None] >> shifts) & np.uint32((1 << self._bits) - 1)
-        return found.reshape(-1).astype(np.int64)
+    def _side_by_side(self, lanes: bytes, starts: Ints, count: int) -> tuple[Symbols, Ints]:
+        """All symbols, and behind which bit each lane ended."""
+        steps = -(-count // len(starts))
+        words = bits.words(lanes + bytes(steps * LONGEST // 8))
+        found = np.empty((steps, len(starts)), np.int32)
+        at = starts.astype(np.uint64)
+        per_word = (_WORD_BITS - 7) // self._bits
+        for first in range(0, steps, per_word):
+            part = found[first : first + per_word]
+            left = count - first * len(starts)
+            at += self._from_words(words[at >> np.uint64(3)] << (at & np.uint64(7)), part, left)
+        return found.reshape(-1)[:count], at.astype(np.int64)
+
+    def _from_words(self, words: Words, into: Symbols, left: int) -> Words:
+        """Takes a symbol from each word for each row of `into`, `left` in all; answers how many bits of each word they had."""
+        shift = np.uint64(_WORD_BITS - self._bits)
+        index, length, taken = np.empty_like(words), np.empty_like(words), np.zeros_like(words)
+        for row in into:
+            np.right_shift(words, shift, out=index)
+            where = index.view(np.int64)
+            np.take(self._symbol, where, out=row, mode="clip")
+            np.take(self._length, where, out=length, mode="clip")
+            length[max(left, 0) :] = 0
+            np.left_shift(words, length, out=words)
+            np.add(taken, length, out=taken)
+            left -= len(words)
+        return taken
 
 
-def _starts(jump: NDArray[np.int32], begin: int, size: int) -> NDArray[np.int32]:
-    """Where codes begin, in order, from `begin` on; those from `size` on repeat themselves."""
-    jumps = [jump]
-    for _ in range(_DOUBLINGS):
-        jumps.append(jumps[-1][jumps[-1]])
-    found, at, far = [], begin, jumps[-1]
-    while at < size:
-        found.append(at)
-        at = int(far[at])
-    starts = np.array(found, np.int32)
-    for half in reversed(jumps[:-1]):
-        starts = np.stack([starts, half[starts]], 1).reshape(-1)
-    return starts
+def _starts(reader: Reader, lanes: int) -> Ints:
+    """The bit at which each lane begins. But for the last their bits are given: the fewest, then by how many each has more.
+
+    Raises:
+        PackedError: they are not there, or say what no lanes have.
+    """
+    if lanes == 1:
+        return np.zeros(1, np.int64)
+    fewest = reader.number("bits of a lane", 2 * LANE * LONGEST)
+    width = reader.choice("bits that tell lanes apart", 2 * LONGEST)
+    packed = reader.take(bits.size_bytes(lanes - 1, width), "bits of lanes")
+    more = bits.unpack(packed, lanes - 1, width)
+    return np.concatenate([[0], np.cumsum(more + fewest)])
 
 
-def positions(gaps: Symbols) -> NDArray[np.int64]:
+def positions(gaps: Symbols) -> Ints:
     """Where the entries of a relative index are: each gap counts the zeros since the entry before (Han et al. 2016, section 2)."""
-    found: NDArray[np.int64] = np.cumsum(gaps.astype(np.int64) + 1) - 1
+    found: Ints = np.cumsum(gaps.astype(np.int64) + 1) - 1
     return found

@@ -115,9 +115,11 @@ def _coders(
         yield plans.Relative(relative.fit(symbols, alphabet))
         return
     sample = symbols[len(symbols) // 2]
-    layout = layouts.best(sample, alphabet, [columns] if columns else [])
+    low = layouts.low_bits(sample, alphabet)
+    above = codecs.high(alphabet, low)
+    layout = layouts.best(sample >> low, above, [columns] if columns else [])
     if not columns or layout.uses_contexts:
-        yield plans.Entropy(alphabet, layout)
+        yield plans.Entropy(alphabet, layout, low)
 
 
 def _planes(content: bytes, width: int, type_: ir.DataType, columns: int, method: Method) -> Plan:
@@ -168,8 +170,7 @@ def table_of(slabs: Sequence[Elements], width: int, type_: ir.DataType) -> Table
 
 def _by_number(values: Elements, width: int, type_: ir.DataType) -> Elements:
     """Keys that sort bits as the numbers they are: negative floats downwards, negative integers first."""
-    top = values.dtype.type(1 << (width - 1))
     if type_ in FLOATS:
-        ones = values.dtype.type(2**width - 1)
-        return values ^ np.where(values & top, ones, top)
+        return maps.keys_of(values, width)
+    top = values.dtype.type(1 << (width - 1))
     return values ^ top if type_ in _SIGNED else values

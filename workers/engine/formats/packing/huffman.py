@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from modelpress.packed.huffman import LONGEST, Code
+from modelpress.packed.huffman import LONGEST, Code, lanes_of
+from workers.engine.formats.packing.numbers import number, packed
 
 _CHUNK = 1 << 16
 Ints = NDArray[np.int64]
@@ -71,15 +72,29 @@ def table(code: Code) -> bytes:
 
 
 def encode(code: Code, symbols: NDArray[np.integer]) -> bytes:
-    """The codes of the symbols, one behind the other; the first bit of each byte is its highest."""
-    if code.only >= 0:
+    """The stream that modelpress.packed.huffman decodes: the bits of each lane, then the lanes one behind the other."""
+    if code.only >= 0 or not len(symbols):
         return b""
+    count = lanes_of(len(symbols))
+    order = np.concatenate([np.arange(lane, len(symbols), count) for lane in range(count)])
+    by_lane = symbols[order]
     lengths, codes = code.lengths.astype(np.int64), code.codes
     parts = [
         _bits(codes[part], lengths[part])
-        for part in (symbols[i : i + _CHUNK] for i in range(0, len(symbols), _CHUNK))
+        for part in (by_lane[i : i + _CHUNK] for i in range(0, len(by_lane), _CHUNK))
     ]
-    return np.packbits(np.concatenate(parts)).tobytes() if parts else b""
+    sizes = np.bincount(np.arange(len(symbols)) % count, lengths[symbols]).astype(np.int64)
+    return _sizes(sizes[:-1]) + np.packbits(np.concatenate(parts)).tobytes()
+
+
+def _sizes(bits: Ints) -> bytes:
+    """Of each lane but the last: the fewest, the width of what is more, and what is more, highest bit first."""
+    if not len(bits):
+        return b""
+    fewest = int(bits.min())
+    more = bits - fewest
+    width = int(more.max()).bit_length()
+    return number(fewest) + bytes([width]) + packed(more, width)
 
 
 def _bits(codes: Ints, lengths: Ints) -> NDArray[np.uint8]:

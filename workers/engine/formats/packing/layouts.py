@@ -9,8 +9,8 @@ import constriction
 import numpy as np
 from numpy.typing import NDArray
 
-from modelpress.packed import contexts, entropy
-from modelpress.packed.contexts import Ints, Layer, Layout, Symbols
+from modelpress.packed import codecs, contexts, entropy
+from modelpress.packed.contexts import Ints, Layer, Layout, Place, Symbols
 
 SPLIT_FROM = 0.5
 """Share of its commonest symbol from which on a map may be split into that and the others."""
@@ -19,6 +19,10 @@ CONTEXTS_SAVE = 0.01
 """Share of the bits that contexts must save."""
 SPLIT_COSTS = 0.002
 """Share of the bits that a split may cost, as it is decoded so much faster."""
+MANY = 32
+"""Symbols of an alphabet from which on low bits may be stored as they are."""
+LOW_COSTS = 0.001
+"""Share of the bits that this may cost, as a small alphabet is decoded so much faster."""
 
 
 class _Known:
@@ -28,15 +32,15 @@ class _Known:
         matrix = symbols.reshape(-1, layout.columns or max(len(symbols), 1))
         self._matrix = matrix.T if layout.transposed else matrix
         self._centre = layout.centre
-        self._part: Symbols = np.zeros(0, np.int32)
+        self._part: Symbols = np.zeros((0, 0), np.int32)
 
     def begin(self, layer: Layer, rows: slice, columns: slice) -> None:
         """Keeps the part as the layer has it."""
-        part = np.ascontiguousarray(self._matrix[rows, columns]).reshape(-1)
+        part = self._matrix[rows, columns]
         if layer is Layer.IS_OTHER:
             part = (part != self._centre).astype(np.int32)
         elif layer is Layer.OTHERS:
-            part = part[part != self._centre]
+            part = part[part != self._centre][None]
             part = part - (part > self._centre)
         self._part = part
 
@@ -46,9 +50,9 @@ class _Bits(_Known):
 
     bits = 0.0
 
-    def take(self, at: slice | Ints, count: int, frequencies: Ints) -> Symbols:
+    def take(self, place: Place, count: int, frequencies: Ints) -> Symbols:
         """The symbols, at their price."""
-        symbols = self._part[at]
+        symbols = place.of(self._part)
         counts = np.bincount(symbols, minlength=len(frequencies))
         self.bits += float(counts @ (contexts.PRECISION - np.log2(frequencies)))
         return symbols
@@ -61,10 +65,16 @@ class _Pushes(_Known):
         super().__init__(symbols, layout)
         self.noted: list[tuple[Symbols, Ints]] = []
 
-    def take(self, at: slice | Ints, count: int, frequencies: Ints) -> Symbols:
-        """The symbols, noted."""
-        symbols = np.ascontiguousarray(self._part[at])
-        self.noted.append((symbols, frequencies))
+    def take(self, place: Place, count: int, frequencies: Ints) -> Symbols:
+        """The symbols, noted as they are coded: several at a time, then those that are left."""
+        symbols = np.ascontiguousarray(place.of(self._part))
+        alphabet = len(frequencies)
+        several = entropy.joined(alphabet, count)
+        whole = symbols[: count // several * several].reshape(-1, several)
+        places = alphabet ** np.arange(several)[::-1]
+        at_once = (whole @ places).astype(np.int32)
+        self.noted.append((at_once, entropy.of_several(frequencies, several)))
+        self.noted.append((symbols[whole.size :], frequencies))
         return symbols
 
 
@@ -85,6 +95,18 @@ def bits(symbols: NDArray[np.integer], alphabet: int, layout: Layout) -> float:
     source = _Bits(symbols.astype(np.int32), layout)
     contexts.walk(len(symbols), alphabet, layout, source)
     return source.bits
+
+
+def low_bits(symbols: NDArray[np.integer], alphabet: int) -> int:
+    """How many low bits of each symbol to store as they are: those that tell nothing, the more the better."""
+    if alphabet < MANY:
+        return 0
+
+    def cost(low: int) -> float:
+        above = bits(symbols >> low, codecs.high(alphabet, low), Layout())
+        return (above + low * len(symbols)) * (1 if low else 1 + LOW_COSTS)
+
+    return min((low for low in (0, *codecs.LOW) if alphabet >> low or not low), key=cost)
 
 
 def best(symbols: NDArray[np.integer], alphabet: int, columns: Iterable[int]) -> Layout:

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modelpress.packed import codecs, maps
-from modelpress.packed.codecs import Codec
+from modelpress.packed.codecs import LOW_BITS, Codec
 from modelpress.packed.contexts import Layout
 from modelpress.packed.huffman import Code
 from modelpress.packed.maps import Elements
 from workers.engine.formats.packing import huffman, layouts, relative
-from workers.engine.formats.packing.numbers import blob, number
+from workers.engine.formats.packing.numbers import blob, number, packed, packed_tails
 
 Method = Literal["huffman", "entropy"]
 
@@ -119,16 +119,34 @@ class Table:
         return found
 
     def stored(self) -> bytes:
-        """As modelpress.packed.maps.read_table reads it."""
+        """As modelpress.packed.maps.read_table reads it, in the form of the fewest bytes."""
         count = number(len(self.values))
         if self.counts_up:
             return count + bytes([maps.RANGE]) + self.values[:1].tobytes()
+        forms = [self._in_planes()]
+        if self.width in (16, 32):
+            forms.append(bytes([maps.RISING]) + _rising(self.values, self.width))
+            keys = maps.keys_of(self.values, self.width)
+            forms.append(bytes([maps.RISING_FLOATS]) + _rising(keys, self.width))
+        return count + min(forms, key=len)
+
+    def _in_planes(self) -> bytes:
         planes = maps.planes_of(self.values)
         present = [i for i in range(planes.shape[1]) if planes[:, i].any()]
         mask = sum(1 << i for i in present)
-        return (
-            count + bytes([maps.EXPLICIT, mask]) + b"".join(planes[:, i].tobytes() for i in present)
-        )
+        stored = b"".join(planes[:, i].tobytes() for i in present)
+        return bytes([maps.EXPLICIT, mask]) + stored
+
+
+def _rising(values: Elements, width: int) -> bytes:
+    """The first value, of each step between two the bits below its highest, and these bits. Steps count modulo 2^width."""
+    steps = values[1:] - values[:-1]
+    lengths = np.frexp(steps.astype(np.float64))[1] - 1
+    return (
+        values[:1].tobytes()
+        + packed(lengths, width.bit_length() - 1)
+        + packed_tails(steps, lengths)
+    )
 
 
 class Coder(Protocol):
@@ -230,14 +248,19 @@ class Entropy:
 
     alphabet: int
     layout: Layout
+    """Of what is above the low bits."""
+    low: int = 0
     codec = Codec.ENTROPY
 
     def head(self) -> bytes:
-        flags = codecs.flags_of(self.layout)
-        return bytes([flags]) + (number(self.layout.centre) if flags else b"")
+        flags = codecs.flags_of(self.layout, self.low)
+        low = bytes([self.low]) if self.low else b""
+        return bytes([flags]) + low + (number(self.layout.centre) if flags & ~LOW_BITS else b"")
 
     def slab(self, symbols: NDArray[np.int32]) -> bytes:
-        return blob(layouts.encode(symbols, self.alphabet, self.layout))
+        above = codecs.high(self.alphabet, self.low)
+        code = blob(layouts.encode(symbols >> self.low, above, self.layout))
+        return code + _low_bits(symbols, self.low) if self.low else code
 
     def words(self) -> str:
         used = [
@@ -248,7 +271,14 @@ class Entropy:
             )
             if is_used
         ]
-        return "entropy" + (f" with {' and '.join(used)} as context" if used else "")
+        low = f", {self.low} low bits as they are" if self.low else ""
+        return "entropy" + (f" with {' and '.join(used)} as context" if used else "") + low
+
+
+def _low_bits(symbols: NDArray[np.int32], low: int) -> bytes:
+    """As modelpress.packed.maps.split takes them apart; what is left of the last byte is zero."""
+    padded = np.append(symbols, np.zeros(-len(symbols) % max(8 // low, 1), np.int32))
+    return maps.join((padded & (1 << low) - 1).astype(np.uint8), low)
 
 
 @dataclass(frozen=True)
