@@ -175,7 +175,9 @@ class Effect(_Frozen):
 class LayerError(_Frozen):
     """What one layer does to the network when it alone is as the step left it, and all others are as before the step."""
 
-    layer: str = Field(description="Name of the weight or node; its bias belongs to it.")
+    layer: str = Field(
+        description="Name of the weight or node; its bias and the BatchNormalization behind it belong to it."
+    )
     elements: int = Field(description="Elements of the weight before the step; 0 for a node.")
     relative_l2_difference: float | None = Field(
         default=None,

@@ -79,12 +79,27 @@ def test_every_changed_layer_is_measured_and_costs_something(step, net, tmp_path
     assert max(layer.relative_l2_difference or 0 for layer in layers.values()) < 1.5
 
 
-def test_error_of_a_layer_is_that_of_its_weights_alone(tmp_path):
+def norm_of(graph: Graph, weight: str) -> list[str]:
+    """Statistics of the normalization behind a layer."""
+    [layer] = graph.initializers[weight].consumers()
+    [norm] = layer.outputs[0].consumers()
+    is_norm = norm.op_type == "BatchNormalization"
+    return [value.name or "" for value in norm.inputs[3:] if value is not None and is_norm]
+
+
+def test_error_of_a_layer_is_that_of_its_weights_and_of_the_statistics_behind_it(tmp_path):
     changed, ctx = performed(STEPS["magnitude"], "plain_cnn", tmp_path)
     _, layers = measured(changed, ctx)
-    for name, layer in layers.items():
-        wanted = error_with(changed.before, {name: changed.after.weight(name)}, ctx)
-        assert layer.relative_l2_difference == pytest.approx(wanted, rel=1e-4)
+    conv, head = "weight_10", "weight_20"
+    assert norm_of(changed.before, conv)
+    assert not norm_of(changed.before, head)
+    for weight in (conv, head):
+        names = [weight, *norm_of(changed.before, weight)]
+        assert not any(
+            np.array_equal(changed.before.weight(n), changed.after.weight(n)) for n in names
+        )
+        wanted = error_with(changed.before, {n: changed.after.weight(n) for n in names}, ctx)
+        assert layers[weight].relative_l2_difference == pytest.approx(wanted, rel=1e-4)
 
 
 def test_layers_beyond_the_bound_are_named_with_the_reason(tmp_path):

@@ -3,7 +3,7 @@
     error(layer) = ||y^ - y|| / ||y||        y: outputs before the step; y^: with this layer as the step left it, all others as before
 
 Each such network is put together from the two graphs (graph/splice.py), written and run by ONNX Runtime on some of the samples of the
-eval split: codes, scales, roundings of the layer's inputs and its bias are those of the exported file.
+eval split: codes, scales, roundings of the layer's inputs, its bias and the BatchNormalization behind it are those of the exported file.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
 
 from modelpress.spec.report import Effect, LayerError, Quality
 from workers.engine import data, formats
@@ -75,7 +78,7 @@ def measure(
     bench = _Bench(changed, few, work / "alone", threads)
     before, reference = bench.before()
     after = quality.measure(changed.exported, few, reference, threads=threads)
-    layers = _layers(changed.before, changed.touched)
+    layers = _layers(changed)
     found: list[LayerError] = []
     for number, (name, nodes) in enumerate(list(layers.items())[: bounds.layers], start=1):
         found.append(bench.alone(name, nodes, reference))
@@ -134,25 +137,39 @@ class _Bench:
         return path
 
 
-def _layers(graph: Graph, touched: Sequence[str]) -> dict[str, list[str]]:
+def _layers(changed: Changed) -> dict[str, list[str]]:
     """Nodes of each touched weight or node, the largest first; what belongs to a larger one is left out."""
-    ordered = sorted(dict.fromkeys(touched), key=lambda name: -_elements(graph, name))
+    graph = changed.before
+    ordered = sorted(dict.fromkeys(changed.touched), key=lambda name: -_elements(graph, name))
     found: dict[str, list[str]] = {}
     for name in ordered:
-        nodes = list(_nodes(graph, name))
+        nodes = [node for read in _nodes(graph, name) for node in (read, *_norm(read, changed))]
+        names = [node.name or "" for node in nodes]
         known = {node for others in found.values() for node in others}
-        if nodes and not known & set(nodes):
-            found[name] = nodes
+        if names and not known & set(names):
+            found[name] = names
     return found
 
 
-def _nodes(graph: Graph, name: str) -> Iterator[str]:
+def _nodes(graph: Graph, name: str) -> list[ir.Node]:
     """Those that read an initializer, or the one of this name."""
     value = graph.initializers.get(name)
-    if value is not None:
-        yield from dict.fromkeys(node.name or "" for node, _ in value.uses())
-    else:
-        yield from (name for node in graph.nodes if node.name == name)
+    if value is None:
+        return [node for node in graph.nodes if node.name == name]
+    return list(value.consumers())
+
+
+def _norm(node: ir.Node, changed: Changed) -> list[ir.Node]:
+    """The BatchNormalization behind a layer, where the step trained or measured it anew for what the layer makes now."""
+    users = list(node.outputs[0].consumers())
+    if len(users) != 1 or users[0].op_type != "BatchNormalization":
+        return []
+    names = [value.name or "" for value in users[0].inputs[1:] if value is not None]
+    both = [
+        n for n in names if n in changed.before.initializers and n in changed.after.initializers
+    ]
+    same = all(np.array_equal(changed.before.weight(n), changed.after.weight(n)) for n in both)
+    return [] if same else users
 
 
 def _elements(graph: Graph, name: str) -> int:
