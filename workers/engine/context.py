@@ -39,7 +39,7 @@ class Coverage:
     """Artifacts beside the model, which belong to it as this step left it."""
     coded: SizeParts | None = None
     """What the bytes of the packed file among them are for."""
-    prepared: graph.Graph | None = None
+    prepared: graph.Graph | None = field(default=None, compare=False)
     """The network in the form in which the step changed its layers: it computes what it did before; null where that is the form it came in."""
     sensitivity: Sensitivity | None = None
     """What the step found out of the network it was given."""
