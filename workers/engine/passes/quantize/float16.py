@@ -1,9 +1,10 @@
 """quantize.float16: weights as 16-bit floats (Micikevicius et al. 2018, arXiv 1710.03740; bfloat16: arXiv 1905.12322).
 
-    w float32 -> Conv        becomes        w float16 -> Cast -> Conv
+    w float32 -> Conv        becomes        w float16 -> Cast -> Conv                      compute 'float32'
+    x, w float32 -> Conv -> y               x -> Cast, w float16 -> Conv -> Cast -> y      compute 'float16'
 
 Every float32 weight, tables and biases too; running statistics and constants stay. ONNX Runtime casts once, when it opens the file, and computes in
-float32: on CPUs it has few kernels for float16 and next to none for bfloat16.
+float32: on CPUs it has few kernels for float16 and next to none for bfloat16. With compute 'float16' layers read and give float16 (_halves.py).
 """
 
 from __future__ import annotations
@@ -15,12 +16,17 @@ from modelpress.spec.quantize import QuantizeFloat16
 from workers.engine.context import Context
 from workers.engine.errors import NothingChanged
 from workers.engine.graph import Graph, edit
+from workers.engine.passes.quantize import _halves
 
 _KINDS = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
 _LARGEST = 65504.0
 _NO_FASTER = (
     "ONNX Runtime casts the weights to float32 once, when it opens the file: the file is half as large, a run is no faster and "
     "needs no less memory"
+)
+_IN_HALF = (
+    "{layers} layers compute in float16: faster where hardware has such arithmetic; a CPU without it computes in float32 and casts at each run. Outputs "
+    "of a layer beyond 65,504 become infinite"
 )
 
 
@@ -41,8 +47,11 @@ def apply(graph: Graph, step: QuantizeFloat16, ctx: Context) -> Graph:
             graph, first, "Cast", [stored], attributes=to, name=f"{name}_cast"
         )
         edit.replace_uses(graph.initializers[name], cast.outputs[0])
-    ctx.note(_NO_FASTER)
     edit.remove_dead(graph)
+    if step.compute == "float16":
+        ctx.note(_IN_HALF.format(layers=_halves.compute(graph)))
+    else:
+        ctx.note(_NO_FASTER)
     return graph
 
 
