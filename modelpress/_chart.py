@@ -1,11 +1,12 @@
 """Curves as a picture: an SVG that refers to nothing outside itself, a panel for each pair of axes.
 
-Of many lines, those that move most are coloured and named, the others grey; the same curves give the same bytes.
+Of many lines, those that move most are coloured and named, the same in every panel, the others grey; the same curves give the same bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -31,11 +32,13 @@ def svg(curves: Sequence[Curve], title: str) -> str:
     if not any(curve.points for curve in curves):
         raise ValueError("there are no curves to draw")
     axes = list(dict.fromkeys((curve.x, curve.y) for curve in curves))
+    panels = [[c for c in curves if (c.x, c.y) == pair] for pair in axes]
+    colours = dict(zip(_most_moving(panels), COLOURS, strict=False))
     height = 28 + _HEIGHT * len(axes)
     body = [
         line
-        for number, (x, y) in enumerate(axes)
-        for line in _panel([c for c in curves if (c.x, c.y) == (x, y)], x, y, 28 + _HEIGHT * number)
+        for number, (panel, (x, y)) in enumerate(zip(panels, axes, strict=True))
+        for line in _panel(panel, colours, x, y, 28 + _HEIGHT * number)
     ]
     return "\n".join(
         [
@@ -75,20 +78,33 @@ class _Scale:
         return [self.low + step * number for number in range(_TICKS + 1)]
 
 
-def _panel(curves: Sequence[Curve], x: str, y: str, top: float) -> Iterator[str]:
+def _most_moving(panels: Sequence[Sequence[Curve]]) -> list[str]:
+    """Names by how far their lines move, as shares of the farthest of each panel, summed; the farthest first."""
+    moves: defaultdict[str, float] = defaultdict(float)
+    for panel in panels:
+        most = max(map(_spread, panel), default=0.0)
+        for curve in panel:
+            moves[curve.name] += _spread(curve) / most if most else 0.0
+    return sorted(moves, key=lambda name: -moves[name])
+
+
+def _panel(
+    curves: Sequence[Curve], colours: Mapping[str, str], x: str, y: str, top: float
+) -> Iterator[str]:
     points = [point for curve in curves for point in curve.points]
     across = _Scale.over([p.x for p in points], _LEFT, _WIDTH - _RIGHT)
     up = _Scale.over([f for p in points for f in _figures(p)], top + _HEIGHT - _BOTTOM, top + _TOP)
     yield _text(_LEFT, top + 22, y, size=12)
     yield from _frame(across, up, x, sorted({p.x for p in points}))
-    named = sorted(curves, key=_spread, reverse=True)[: len(COLOURS)]
+    named = {curve.name: curve for curve in curves if curve.name in colours}
     for curve in curves:
-        if curve not in named:
+        if curve.name not in named:
             yield _line(curve, across, up, _GREY, 1)
-    for colour, curve in zip(COLOURS, named, strict=False):
-        yield from _band(curve, across, up, colour)
-        yield _line(curve, across, up, colour, 1.8)
-    yield from _legend([c.name for c in named], len(curves) - len(named), top + _TOP)
+    for name, curve in named.items():
+        yield from _band(curve, across, up, colours[name])
+        yield _line(curve, across, up, colours[name], 1.8)
+    shown = {name: colour for name, colour in colours.items() if name in named}
+    yield from _legend(shown, len(curves) - len(named), top + _TOP)
 
 
 def _frame(across: _Scale, up: _Scale, x: str, places: Sequence[float]) -> Iterator[str]:
@@ -102,15 +118,15 @@ def _frame(across: _Scale, up: _Scale, x: str, places: Sequence[float]) -> Itera
     yield _text((across.start + across.end) / 2, up.start + 32, x, anchor="middle")
 
 
-def _legend(names: Sequence[str], others: int, top: float) -> Iterator[str]:
+def _legend(colours: Mapping[str, str], others: int, top: float) -> Iterator[str]:
     left = _WIDTH - _RIGHT + 16
-    for number, (colour, name) in enumerate(zip(COLOURS, names, strict=False)):
+    for number, (name, colour) in enumerate(colours.items()):
         at = top + 4 + 18 * number
         yield _rule(left, at, left + 18, at, colour=colour, width=2)
         short = name if len(name) <= _LABEL else f"…{name[1 - _LABEL :]}"
         yield _text(left + 24, at + 4, short)
     if others:
-        yield _text(left + 24, top + 8 + 18 * len(names), f"{others} others in grey")
+        yield _text(left + 24, top + 8 + 18 * len(colours), f"{others} others in grey")
 
 
 def _line(curve: Curve, across: _Scale, up: _Scale, colour: str, width: float) -> str:

@@ -64,6 +64,14 @@ def test_of_many_lines_those_that_move_most_are_named() -> None:
     assert lines(picture)["layer 1"].attrib["stroke"] == _chart._GREY
 
 
+def test_line_has_one_colour_in_every_panel() -> None:
+    picture = drawn(
+        curve("a", 0, 1), curve("b", 0, 9), curve("b", 0, 1, y="error"), curve("a", 0, 2, y="error")
+    )
+    colours = [group.attrib["fill"] for group in picture.iter(f"{SVG}g")]
+    assert colours[0] == colours[2 + 1] != colours[1] == colours[2]
+
+
 def test_several_runs_are_a_band() -> None:
     picture = drawn(curve("a", 1, 2, low=0.5, high=2.5))
     (band,) = picture.iter(f"{SVG}polygon")
