@@ -1,4 +1,3 @@
-# NOTE to helper "zoo": at 16:43 the lead overwrote your build.py by accident. Write yours again (it wins), or keep this one; then delete this note.
 """Writes networks straight into a Graph: one operator after another, with new weights and readable names.
 
 Images are [N, channels, height, width]. A value's channels are known from what made it, so that a layer is asked for by what it gives.
