@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -61,6 +62,8 @@ class Trained:
     path: Path
     images: _mnist.Split
     """Those that accuracy is measured on, and nothing is chosen by."""
+    timed: bool = True
+    """Whether files are timed; else nothing is known of their speed."""
 
     def out(self, name: str) -> Path:
         """Where another file goes."""
@@ -86,6 +89,8 @@ class Trained:
 
     def speedup(self, path: Path, over: Path) -> float:
         """How many times as fast as another a file runs, one image on one thread, in turn."""
+        if not self.timed:
+            return math.nan
         one = {"image": self.images.images[:1]}
         found = latency.speedups(path, over, one, threads=1, stretches=3, budget_s=0.3)
         return float(np.median(found))
@@ -106,7 +111,13 @@ class Benchmark(Generic[R]):
         """Measures, prints the table, writes bench-output/NAME.json."""
         asked = _arguments(self.name, self.about)
         began, seeds = time.perf_counter(), 1 if asked.quick else asked.seeds
-        work = partial(_measured, rows=self.rows, nets=tuple(asked.nets), quick=asked.quick)
+        work = partial(
+            _measured,
+            rows=self.rows,
+            nets=tuple(asked.nets),
+            quick=asked.quick,
+            timed=not asked.untimed,
+        )
         each = _seeds.each(work, seeds, asked.processes, first=asked.first)
         rows = [row for found in each for row in found]
         if asked.add:
@@ -137,18 +148,24 @@ def _arguments(name: str, about: str) -> argparse.Namespace:
     parser.add_argument("--add", action="store_true", help="to the rows of earlier runs")
     parser.add_argument("--processes", type=int, default=1, help="runs at once (default: 1)")
     parser.add_argument("--quick", action="store_true", help="one seed, few methods")
+    parser.add_argument("--untimed", action="store_true", help="no latencies")
     return parser.parse_args()
 
 
 def _measured(
-    seed: int, *, rows: Callable[[Trained, bool], Iterator[R]], nets: Sequence[str], quick: bool
+    seed: int,
+    *,
+    rows: Callable[[Trained, bool], Iterator[R]],
+    nets: Sequence[str],
+    quick: bool,
+    timed: bool,
 ) -> list[R]:
     """All rows of one seed, told as they come: the whole takes minutes."""
     context.prepare_torch("cpu", 1)
     found = []
     for net in nets:
         with tempfile.TemporaryDirectory(prefix="modelpress-bench-") as folder:
-            for row in rows(trained(net, seed, Path(folder)), quick):
+            for row in rows(replace(trained(net, seed, Path(folder)), timed=timed), quick):
                 print(_told(row), file=sys.stderr, flush=True)
                 found.append(row)
     return found
@@ -188,8 +205,13 @@ def table(rows: Sequence[R], columns: Mapping[str, Column[R]]) -> Iterator[str]:
 
 
 def mean(of: Callable[[R], float], form: str = "{:.2f}") -> Column[R]:
-    """A column of means over the seeds."""
-    return lambda rows, base: form.format(fmean(of(row) for row in rows))
+    """A column of means over the seeds; of times that were not taken, a dash."""
+
+    def cell(rows: Sequence[R], base: Sequence[R]) -> str:
+        value = fmean(of(row) for row in rows)
+        return "-" if math.isnan(value) else form.format(value)
+
+    return cell
 
 
 def smaller(of: Callable[[R], float]) -> Column[R]:

@@ -57,6 +57,7 @@ OURS: Mapping[str, dict[str, Any]] = {
 QUICK = (
     "4 bits, to nearest, a scale per output",
     "4 bits, GPTQ, a scale per output",
+    "4 bits, GPTQ, biases, a scale per output",
     "4 bits, GPTQ in turn, biases, a scale per output",
 )
 PEER = "MatMulNBitsQuantizer, 4 bits, blocks of 32"
@@ -98,7 +99,7 @@ def _row(trained: Trained, method: str, path: Path, seconds: float, weight_bytes
         method=method,
         accuracy=trained.accuracy(path),
         file_bytes=path.stat().st_size,
-        speedup=1.0 if path == trained.path else trained.speedup(path, trained.path),
+        speedup=trained.speedup(path, trained.path),
         seconds=seconds,
         weight_bytes=weight_bytes,
         coded_bytes=coded.stat().st_size,

@@ -91,8 +91,8 @@ def _row(trained: Trained, against: Path, method: str, path: Path, seconds: floa
         method=method,
         accuracy=trained.accuracy(path),
         file_bytes=path.stat().st_size,
-        speedup=1.0 if path == trained.path else trained.speedup(path, trained.path),
-        over_peer=1.0 if path == against else trained.speedup(path, against),
+        speedup=trained.speedup(path, trained.path),
+        over_peer=trained.speedup(path, against),
         seconds=seconds,
         bits=32 if method == FLOAT else 7 if _saturates() else 8,
     )
