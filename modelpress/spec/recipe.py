@@ -21,6 +21,7 @@ from modelpress.spec.quantize import (
     QuantizeInt8,
     QuantizeQat,
 )
+from modelpress.spec.rewrite import RewriteClean, RewriteDepthwise, RewriteLowRank
 from modelpress.spec.step import Step
 
 MAX_STEPS = 32
@@ -34,6 +35,9 @@ AnyStep = Annotated[
     | PruneSupermask
     | DistillLogits
     | DistillFeatures
+    | RewriteLowRank
+    | RewriteDepthwise
+    | RewriteClean
     | QuantizeInt8
     | QuantizeQat
     | QuantizeBits

@@ -17,6 +17,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "prune.magnitude": {"sparsity": 0.5},
     "prune.channels": {"fraction": 0.5},
     "prune.lottery": {"rounds": 2},
+    "rewrite.low_rank": {"ratio": 2},
 }
 
 

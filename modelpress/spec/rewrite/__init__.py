@@ -1,0 +1,14 @@
+"""Steps that put cheaper layers in the place of a network's own: one file for each method."""
+
+from modelpress.spec.rewrite._rewriting import Rewriting, Target
+from modelpress.spec.rewrite.clean import RewriteClean
+from modelpress.spec.rewrite.depthwise import RewriteDepthwise
+from modelpress.spec.rewrite.low_rank import RewriteLowRank
+
+__all__ = [
+    "RewriteClean",
+    "RewriteDepthwise",
+    "RewriteLowRank",
+    "Rewriting",
+    "Target",
+]
