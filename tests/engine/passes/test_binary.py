@@ -16,8 +16,9 @@ from tests.engine import jobs
 from workers.engine import formats
 from workers.engine.errors import NothingChanged, Unsupported
 from workers.engine.graph import Graph, execute, match, verify
-from workers.engine.measure import size
-from workers.engine.passes.quantize import _binarize, _signs, binary
+from workers.engine.kernels import xnor
+from workers.engine.measure import session, size
+from workers.engine.passes.quantize import _binarize, _kernel, _signs, binary
 
 TRAINING = {"epochs": 1, "batch_size": 24}
 
@@ -279,3 +280,36 @@ def test_places_of_signs_are_shared_by_layers_that_read_the_same(tmp_path):
     _, after, _, _ = binarized(tmp_path, "vision_transformer", method="bnn")
     readers = [len(node.outputs[0].uses()) for node in after.nodes if node.op_type == "Where"]
     assert readers.count(3) == 2
+
+
+@pytest.mark.parametrize(("net", "kinds"), [("plain_cnn", {"SignConv"}), ("mlp", {"SignMatMul"})])
+@pytest.mark.parametrize("method", ["bnn", "xnor"])
+def test_a_second_file_runs_signs_through_the_kernels(tmp_path, net, kinds, method):
+    _, after, ctx, model = binarized(tmp_path, net, method=method)
+    (path,) = ctx.coverage.files
+    ours = {n.op_type for n in onnx.load(path).graph.node if n.domain == _kernel.DOMAIN}
+    assert kinds <= ours
+    plain = tmp_path / "plain.onnx"
+    formats.save(after, plain)
+    feeds = jobs.nets.feeds(model, 9)
+    wanted, got = (
+        session.open(file, threads=1, kernels=True).run(feeds)[0] for file in (plain, path)
+    )
+    assert np.allclose(got, wanted, rtol=1e-5, atol=1e-5)
+    assert len(np.unique(got.round(3))) > 9
+    assert path.stat().st_size < plain.stat().st_size
+    (note,) = (n for n in ctx.coverage.notes if "latency_packed" in n)
+    assert f"{_kernel.FILE} runs products of signs" in note
+
+
+def test_groups_stay_in_float_and_the_report_says_so(tmp_path):
+    _, _, ctx, _ = binarized(tmp_path, "depthwise_cnn", method="bnn")
+    told = [n for n in ctx.coverage.notes if "does not run through the kernels" in n]
+    assert any(n.endswith("the kernels have no groups") for n in told)
+
+
+def test_without_the_kernels_it_is_storage_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(xnor, "LIBRARY", tmp_path / "missing.so")
+    _, _, ctx, _ = binarized(tmp_path, method="bnn")
+    assert ctx.coverage.files == []
+    assert any(n.startswith("storage only: the kernels for signs") for n in ctx.coverage.notes)

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-SOURCE, LIBRARY = HERE / "xnor.c", HERE / "libxnor.so"
-FLAGS = ("-O3", "-std=c11", "-fPIC", "-shared")
+SOURCES, LIBRARY = (HERE / "xnor.c", HERE / "operators.c"), HERE / "libxnor.so"
+FLAGS = ("-O3", "-std=c11", "-fPIC", "-shared", "-ffp-contract=off")
 
 
 def compiler() -> str | None:
@@ -33,7 +33,7 @@ def build(library: Path = LIBRARY) -> bool:
     if found is None:
         return False
     unfinished = library.with_suffix(f".{os.getpid()}")
-    command = [found, *FLAGS, str(SOURCE), "-o", str(unfinished)]
+    command = [found, *FLAGS, *map(str, SOURCES), "-o", str(unfinished)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         sys.stderr.write(done.stderr)

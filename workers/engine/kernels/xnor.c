@@ -9,6 +9,9 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
+
+#include "xnor.h"
 
 #if (defined(__x86_64__) || defined(__i386__)) && (defined(__GNUC__) || defined(__clang__))
 #define X86 1
@@ -172,15 +175,6 @@ void xnor_matmul(int way, const uint64_t *a, const uint64_t *b, size_t m, size_t
     }
 }
 
-typedef struct {
-    size_t height, width, words;    /* of an image: packed channels of a pixel lie together */
-    size_t kernel_height, kernel_width;
-    size_t stride_height, stride_width;
-    size_t pad_top, pad_left;
-    size_t out_height, out_width, filters;
-    int32_t channels;
-} convolution;
-
 /* What a filter meets at one place, as a row; outside of the image every sign is 1. */
 static void gather(const convolution *c, const uint64_t *image, const uint64_t *ones, size_t y, size_t x,
                    uint64_t *row) {
@@ -207,4 +201,38 @@ void xnor_convolve(int way, const convolution *c, const uint64_t *images, size_t
                 with(scratch, filters, c->filters, row, out);
                 for (size_t i = 0; i < c->filters; i++) out[i] = n - 2 * out[i];
             }
+}
+
+/* A row of n signs of 1. */
+void xnor_ones(size_t n, uint64_t *out) {
+    for (size_t word = 0; 64 * word < n; word++) {
+        size_t bits = n - 64 * word < 64 ? n - 64 * word : 64;
+        out[word] = ~(uint64_t)0 >> (64 - bits);
+    }
+}
+
+/* Floats [channels, pixels] as words of signs [pixels, words]. */
+void xnor_pack_channels(const float *x, size_t channels, size_t pixels, size_t words, uint64_t *out) {
+    memset(out, 0, pixels * words * sizeof *out);
+    for (size_t channel = 0; channel < channels; channel++, x += pixels) {
+        uint64_t *to = out + channel / 64;
+        size_t bit = channel % 64;
+        for (size_t pixel = 0; pixel < pixels; pixel++, to += words) *to |= (uint64_t)(x[pixel] >= 0) << bit;
+    }
+}
+
+/* Sums [rows, filters] as floats in their place, scaled and shifted: the float is rounded after each, as apart they would be. */
+void xnor_scale(int32_t *sums, size_t rows, size_t filters, const float *scale, const float *bias) {
+    for (size_t row = 0; row < rows; row++, sums += filters)
+        for (size_t i = 0; i < filters; i++) {
+            float y = (float)sums[i] * scale[i] + bias[i];
+            memcpy(sums + i, &y, sizeof y);
+        }
+}
+
+/* Sums [pixels, filters] as floats [filters, pixels], scaled and shifted. */
+void xnor_scale_channels(const int32_t *sums, size_t pixels, size_t filters, const float *scale, const float *bias,
+                         float *out) {
+    for (size_t i = 0; i < filters; i++)
+        for (size_t pixel = 0; pixel < pixels; pixel++) *out++ = (float)sums[pixel * filters + i] * scale[i] + bias[i];
 }

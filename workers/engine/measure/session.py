@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as states
 
 from workers.engine.errors import BadModel, EngineError
+from workers.engine.kernels import xnor
 
 ERRORS: tuple[type[Exception], ...] = (
     RuntimeError,
@@ -54,11 +55,17 @@ class Session:
 
 
 def open(
-    path: Path, *, threads: int, raising: type[EngineError] = BadModel, spin: bool = True
+    path: Path,
+    *,
+    threads: int,
+    raising: type[EngineError] = BadModel,
+    spin: bool = True,
+    kernels: bool = False,
 ) -> Session:
     """Opens a model file.
 
-    With `spin`, idle threads wait busily, which is ONNX Runtime's default and faster, but disturbs other sessions.
+    With `spin`, idle threads wait busily, which is ONNX Runtime's default and faster, but disturbs other sessions. With `kernels`, the
+    file may have our operators for products of signs, which were built.
 
     Raises:
         EngineError: of class `raising`, when ONNX Runtime refuses the file.
@@ -67,6 +74,8 @@ def open(
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = _ERRORS_ONLY
+    if kernels:
+        options.register_custom_ops_library(str(xnor.LIBRARY))
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
     try:
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

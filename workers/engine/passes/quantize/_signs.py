@@ -100,6 +100,12 @@ def finish(graph: Graph, signs: Signs) -> None:
     edit.remove_dead(graph)
 
 
+def places_in(copy: Graph, signs: Signs) -> Signs:
+    """The places that a copy of the graph still has."""
+    nodes = {node.outputs[0].name or "": node for node in copy.nodes}
+    return Signs({name: nodes[name] for name in signs.places if name in nodes})
+
+
 def trained_values(graph: Graph) -> set[ir.Value]:
     """Values that depend on a layer."""
     layers = {layer.node for layer in match.layers(graph)}

@@ -5,7 +5,8 @@
 
 Methods and their papers: _binarize.py; signs of activations: _signs.py. The network is trained with real weights behind the binary ones:
 each run takes the binary weights, and each gradient goes to the real ones as if they had been run (straight-through). The file has
-eight weights in a byte, or five of three values. Differs in: cross-entropy instead of the papers' squared hinge.
+eight weights in a byte, or five of three values; where activations are signs too, a second one runs through kernels (_kernel.py).
+Differs in: cross-entropy instead of the papers' squared hinge.
 """
 
 from __future__ import annotations
@@ -24,14 +25,19 @@ from workers.engine.context import Context
 from workers.engine.errors import NothingChanged, Unsupported
 from workers.engine.graph import Graph, codes, edit, execute, match, shapes
 from workers.engine.graph.match import Layer
+from workers.engine.kernels import xnor
 from workers.engine.passes import _weights
-from workers.engine.passes.quantize import _binarize, _chosen, _signs
+from workers.engine.passes.quantize import _binarize, _chosen, _kernel, _signs
 from workers.engine.passes.quantize._binarize import Coded
 from workers.engine.passes.quantize._signs import Signs
 
 _STORAGE_ONLY = (
     "storage only: ONNX Runtime unpacks all weights once, when it opens the file, and then multiplies floats as before, so that a run is "
     "no faster; it has no kernel for weights of one bit"
+)
+_NO_KERNEL = (
+    "storage only: the kernels for signs were not built when the package was installed, as there was no C compiler; install one and run "
+    "python workers/engine/kernels/build.py"
 )
 _RANDOM_SIGNS = (
     "trained with random signs as noise; the result has the likeliest ones. The paper measures such a network with its real weights, "
@@ -54,11 +60,13 @@ def apply(graph: Graph, step: QuantizeBinary, ctx: Context) -> Graph:
     module = Binary(graph, layers, step, ctx.generator("signs"), signs)
     _train(module, graph, step, ctx)
     execute.write_back(module.network, graph)
-    _signs.finish(graph, signs)
-    for name, coded in module.coded().items():
-        ctx.touched(name, _change(graph, name, coded, _input(graph, name, signs, step)))
-        _store(graph, name, coded)
-    edit.remove_dead(graph)
+    coded = module.coded()
+    for name, found in coded.items():
+        ctx.touched(name, _change(graph, name, found, _input(graph, name, signs, step)))
+    bare = graph.clone() if signs.places else None
+    _write(graph, coded, signs)
+    if bare is not None:
+        _run_by_kernel(bare, graph, coded, signs, ctx)
     _note(step, signs, ctx)
     return graph
 
@@ -180,6 +188,29 @@ def _train(module: Binary, graph: Graph, step: QuantizeBinary, ctx: Context) -> 
     )
 
 
+def _write(graph: Graph, coded: Mapping[str, Coded], signs: Signs) -> None:
+    """Puts operators and packed weights in the place of what was trained."""
+    _signs.finish(graph, signs)
+    for name, found in coded.items():
+        if name in graph.initializers:
+            _store(graph, name, found)
+    edit.remove_dead(graph)
+
+
+def _run_by_kernel(
+    bare: Graph, graph: Graph, coded: Mapping[str, Coded], signs: Signs, ctx: Context
+) -> None:
+    """Leaves a second file that runs through the kernels, where they were built; `bare` has places for signs and becomes it."""
+    if not xnor.is_available():
+        ctx.note(_NO_KERNEL)
+        return
+    left = _kernel.rewrite(bare, coded, signs)
+    _write(bare, coded, _signs.places_in(bare, signs))
+    for name, reason in left.items():
+        ctx.note(f"{name} does not run through the kernels in {_kernel.FILE}: {reason}")
+    ctx.note(_kernel.keep(bare, graph, ctx))
+
+
 def _store(graph: Graph, name: str, coded: Coded) -> None:
     """Puts packed codes and a scale in the place of a weight."""
     weight = graph.initializers[name]
@@ -217,7 +248,7 @@ def _change(graph: Graph, name: str, coded: Coded, inputs: str) -> str:
 
 
 def _note(step: QuantizeBinary, signs: Signs, ctx: Context) -> None:
-    ctx.note(_STORAGE_ONLY)
+    ctx.note(f"model.onnx is {_STORAGE_ONLY}" if ctx.coverage.files else _STORAGE_ONLY)
     if step.stochastic:
         ctx.note(_RANDOM_SIGNS)
     if signs.normalizations:
