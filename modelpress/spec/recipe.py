@@ -21,7 +21,7 @@ from modelpress.spec.quantize import (
     QuantizeInt8,
     QuantizeQat,
 )
-from modelpress.spec.rewrite import RewriteClean, RewriteDepthwise, RewriteLowRank
+from modelpress.spec.rewrite import RewriteBlocks, RewriteClean, RewriteDepthwise, RewriteLowRank
 from modelpress.spec.step import Step
 
 MAX_STEPS = 32
@@ -37,6 +37,7 @@ AnyStep = Annotated[
     | DistillFeatures
     | RewriteLowRank
     | RewriteDepthwise
+    | RewriteBlocks
     | RewriteClean
     | QuantizeInt8
     | QuantizeQat

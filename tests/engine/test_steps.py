@@ -80,6 +80,15 @@ VARIANTS: dict[str, Step] = {
     ),
     "rewrite.low_rank/cp": STEPS["rewrite.low_rank"](convolution="cp", ratio=1.3),
     "rewrite.depthwise": STEPS["rewrite.depthwise"](min_inputs=1),
+    "rewrite.blocks": STEPS["rewrite.blocks"](),
+    "rewrite.blocks/separable": STEPS["rewrite.blocks"](
+        block="separable",
+        target={"macs": 0.7},
+        samples=32,
+        layerwise={"epochs": 1, "batch_size": 24},
+        fine_tune={"epochs": 1, "batch_size": 24},
+        recover={"distill": {}},
+    ),
     "rewrite.clean": STEPS["rewrite.clean"](),
     "quantize.bits": STEPS["quantize.bits"](),
     "quantize.bits/run": STEPS["quantize.bits"](
@@ -129,10 +138,12 @@ HALF = (VARIANTS["quantize.float16/computed"],)
 """Those that compute in 16 bits, which every engine rounds at other places."""
 
 ONLY = {
+    "rewrite.blocks": ("plain_cnn", "residual_cnn", "concat_cnn"),
+    "rewrite.blocks/separable": ("residual_cnn",),
     "rewrite.depthwise": ("plain_cnn", "residual_cnn", "concat_cnn", "upsampling_cnn"),
     "rewrite.low_rank/trained": ("plain_cnn", "matmul_mlp"),
     "rewrite.low_rank/aware": ("plain_cnn", "mlp", "text_transformer"),
-    "rewrite.low_rank/cp": ("plain_cnn", "residual_cnn"),
+    "rewrite.low_rank/cp": ("plain_cnn",),
 }
 """Nets of a variant that has nothing to do on others, or does there what another variant did."""
 CASES = [

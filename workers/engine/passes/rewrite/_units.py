@@ -9,7 +9,7 @@ A place has I inputs, O outputs and a window of K elements; P0 and P are the pos
     separable           I K P + I O P
     ghost               I p K P + p (r - 1) 9 P                     p = ceil(O / r)
 
-What the convolution had behind it (bias, activation, and with fire and without a norm of its own the normalization) stays.
+The activation behind the convolution stays, and with fire, which has biases, its normalization.
 """
 
 from __future__ import annotations
@@ -113,7 +113,8 @@ class Fire(Unit):
 
     def parameters(self, place: Place) -> int:
         s, e1, e3 = self._sizes(place)
-        return place.inputs * s + s + s * (e1 + e3 * place.window) + e1 + e3
+        own = place.inputs * s + s + s * (e1 + e3 * place.window) + e1 + e3
+        return own + (place.parameters_behind(place.outputs) if place.tail == "norm" else 0)
 
     def _sizes(self, place: Place) -> tuple[int, int, int]:
         ones = place.outputs // 2

@@ -141,11 +141,8 @@ def _candidate(graph: Graph, subject: Subject, facts: shapes.Facts) -> _Candidat
     outputs, inputs = subject.weight.shape[:2]
     strides, dilations = (_pair(layer.node, name) for name in ("strides", "dilations"))
     auto_pad = layer.node.attributes.get_string("auto_pad", "NOTSET")
-    pads = layer.node.attributes.get_ints("pads", None)
+    pads = list(layer.node.attributes.get_ints("pads", ()))
     edges = convolution.window_pads(before, subject.kernel, strides, dilations, auto_pad, pads)
-    norm = _norm(layer)
-    behind = {"norm": 2, "bias": 1, "none": 0}
-    tail = _tail(layer, norm)
     place = Place(
         inputs,
         outputs,
@@ -155,14 +152,14 @@ def _candidate(graph: Graph, subject: Subject, facts: shapes.Facts) -> _Candidat
         tuple(dilations),
         int(np.prod(before)),
         int(np.prod(after)),
-        tail,
+        _tail(layer),
     )
-    size = subject.weight.size + behind[tail] * outputs
+    size = subject.weight.size + place.parameters_behind(outputs)
     return _Candidate(layer, place, facts.macs[layer.name], size)
 
 
-def _tail(layer: match.Layer, norm: ir.Node | None) -> _units.Tail:
-    if norm is not None:
+def _tail(layer: match.Layer) -> _units.Tail:
+    if _norm(layer) is not None:
         return "norm"
     return "bias" if layer.bias is not None else "none"
 
@@ -174,7 +171,7 @@ def _input(layer: match.Layer) -> ir.Value:
 
 
 def _pair(node: ir.Node, name: str) -> list[int]:
-    return list(node.attributes.get_ints(name, None) or [1, 1])
+    return list(node.attributes.get_ints(name, (1, 1)))
 
 
 def _norm(layer: match.Layer) -> ir.Node | None:
