@@ -22,6 +22,8 @@ from workers.engine.graph.graph import Graph
 
 Shapes = Mapping[str, tuple[int, ...]]
 
+_SHAPE = "its shape changed"
+
 
 def splice(
     graph: Graph, source: Graph, names: Collection[str], shapes: Shapes, source_shapes: Shapes
@@ -88,10 +90,11 @@ class _Frame:
         place, shape = maker.outputs.index(value), self.shapes.get(value.name or "")
         by_node = [n.outputs for n in self.source.nodes if n.name == maker.name]
         by_name = [v for n in self.source.nodes for v in n.outputs if v.name == value.name]
-        for made in (*(outputs[place] for outputs in by_node if place < len(outputs)), *by_name):
+        found = [*(outputs[place] for outputs in by_node if place < len(outputs)), *by_name]
+        for made in found:
             if self.source_shapes.get(made.name or "") == shape:
                 return made
-        raise Unsupported("its shape changed, or it was joined with others")
+        raise Unsupported(_SHAPE if found else "it was joined with others, or its place went")
 
     def region(self, ends: Iterable[ir.Value]) -> list[ir.Node]:
         """Nodes of the source that the ends depend on, back to values that the graph has, in their order."""
@@ -110,7 +113,7 @@ class _Frame:
         if here is None or here in self.later or value in self.constants:
             return None
         if self.shapes.get(here.name or "") != self.source_shapes.get(value.name or ""):
-            raise Unsupported("the shape of what it reads changed")
+            raise Unsupported(_SHAPE)
         return here
 
     def check_alone(self, region: Iterable[ir.Node], names: Collection[str]) -> None:
