@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from modelpress.spec.architecture import Architecture
 from modelpress.spec.step import FineTune, Role
 
 
@@ -22,6 +23,10 @@ class Student(BaseModel):
 
     role: Role | None = Field(
         default=None, description="Role of another model of the job, which becomes the student."
+    )
+    architecture: Architecture | None = Field(
+        default=None,
+        description="A small network of a paper, with new weights, for images and classes as the uploaded model has them.",
     )
     width: float | None = Field(
         default=None,
@@ -48,12 +53,18 @@ class Student(BaseModel):
 
     @model_validator(mode="after")
     def _is_one_network(self) -> Self:
-        if self.role is not None and self.is_copy:
+        given = {
+            "role": self.role is not None,
+            "architecture": self.architecture is not None,
+            "width or depth": self.is_copy,
+        }
+        named = [name for name, is_given in given.items() if is_given]
+        if len(named) > 1:
             raise ValueError(
-                f"a student is the model in role '{self.role}', or a copy by width and depth: leave one of them out"
+                f"a student is one network, but {' and '.join(named)} are given: leave out all but one"
             )
-        if self.role is None and not self.is_copy and self.weights == "keep":
+        if not named and self.weights == "keep":
             raise ValueError(
-                "a student without a role, a width, a depth or fresh weights is the model as it is: leave student out"
+                "a student without a role, an architecture, a width, a depth or fresh weights is the model as it is: leave student out"
             )
         return self

@@ -10,6 +10,9 @@ from workers.engine.errors import NothingChanged, Unsupported
 from workers.engine.graph import Graph
 from workers.engine.passes.distill import _blocks
 
+_POSITIONS = 3
+"""Axes that a value has at least where channels are at positions."""
+
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 
@@ -44,6 +47,8 @@ def find(
     """
     named = [(_value(student, p.student), _value(teacher, p.teacher)) for p in step.pairs]
     asked = named or _matched(student, teacher, own, theirs)
+    if step.method == "attention" and not named:
+        asked = [pair for pair in asked if len(own[pair[0]]) >= _POSITIONS]
     pairs = [_pair(a, b, own[a], theirs[b], step) for a, b in asked]
     if not pairs:
         raise NothingChanged(
@@ -95,7 +100,7 @@ def _pair(a: str, b: str, own: Shape, theirs: Shape, step: DistillFeatures) -> P
     axis = differing[0] if differing else (len(own) - 1 if len(own) == 3 else 1)
     comparable = len(own) == len(theirs) and len(own) >= 2 and len(differing) <= 1
     if step.method == "attention":
-        comparable = comparable and len(own) >= 3
+        comparable = comparable and len(own) >= _POSITIONS
     if not comparable and step.method != "relational":
         need = "one axis at most" + (", and have positions" if step.method == "attention" else "")
         raise Unsupported(

@@ -1,21 +1,30 @@
-"""The student: the network as it came, another uploaded one, or a smaller copy of the source."""
+"""The student: the network as it came, another uploaded one, a smaller copy of the source, or one of the zoo."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 
+from modelpress.spec.architecture import Architecture
 from modelpress.spec.distill import Distilling, Student
 from modelpress.spec.prune import PruneChannels
-from workers.engine import initialize
+from workers.engine import initialize, losses, teachers, zoo
 from workers.engine.context import Context, Coverage
 from workers.engine.errors import NothingChanged, Unsupported
-from workers.engine.graph import Graph, element_types, shapes
+from workers.engine.graph import Graph, edit, element_types, shapes
 from workers.engine.passes.distill import _blocks
 from workers.engine.passes.prune import channels
+
+_CHANNELS = (1, 3, 4)
+_ENDS = {
+    losses.Scores.PROBABILITIES: "Softmax",
+    losses.Scores.LOG_PROBABILITIES: "LogSoftmax",
+    losses.Scores.INDEPENDENT: "Sigmoid",
+}
 
 
 def make(graph: Graph, step: Distilling, ctx: Context) -> Graph:
@@ -23,7 +32,7 @@ def make(graph: Graph, step: Distilling, ctx: Context) -> Graph:
 
     Raises:
         NothingChanged: no channel or no block of the source can go.
-        Unsupported: the model in the role has other inputs or outputs than the source.
+        Unsupported: the model in the role has other inputs or outputs than the source, or the source takes no image that the zoo could.
     """
     asked = step.student
     if asked is None:
@@ -31,6 +40,8 @@ def make(graph: Graph, step: Distilling, ctx: Context) -> Graph:
     student = graph
     if asked.role is not None:
         student = _uploaded(asked.role, ctx)
+    elif asked.architecture is not None:
+        return _of_the_zoo(asked.architecture, ctx)
     elif asked.is_copy:
         student = _copy(asked, ctx)
     if asked.weights == "fresh":
@@ -77,6 +88,58 @@ def _shorten(graph: Graph, depth: float, ctx: Context) -> None:
     ctx.note(
         f"the student is a copy of the source without {gone} of {len(found)} blocks whose input and output have one shape: those of {names}"
     )
+
+
+def _of_the_zoo(asked: Architecture, ctx: Context) -> Graph:
+    """A small network that takes the source's image and answers its classes, as the source does.
+
+    Raises:
+        Unsupported: the source takes no image [N, channels, height, width], or is no classifier.
+    """
+    source = ctx.source
+    found = teachers.shapes_of(source, ctx)
+    inputs, outputs = ([found[v.name or ""] for v in vs] for vs in (source.inputs, source.outputs))
+    is_image = len(inputs) == 1 and len(inputs[0]) == 4 and not _channels_are_last(inputs[0])
+    if not is_image or len(outputs) != 1 or len(outputs[0]) != 2:
+        raise Unsupported(
+            f"{asked.name} takes one image [channels, height, width] and answers [classes], but the model has the inputs "
+            f"{[list(shape[1:]) for shape in inputs][:8]} and the outputs {[list(shape[1:]) for shape in outputs][:8]}",
+            hint="take a narrower or shallower copy of the model as the student",
+        )
+    student = zoo.build(
+        asked,
+        inputs[0][1:],
+        outputs[0][1],
+        ctx.random("student"),
+        input_name=source.inputs[0].name or "",
+        output_name=source.outputs[0].name or "",
+    )
+    _end_as(student, losses.kind(source.outputs[0]))
+    for own, theirs in zip(
+        (*student.inputs, *student.outputs), (*source.inputs, *source.outputs), strict=True
+    ):
+        own.shape = theirs.shape.copy() if theirs.shape is not None else None
+    ctx.note(f"the student is {asked.name} of width {asked.width:g} and depth {asked.depth:g}")
+    return student
+
+
+def _channels_are_last(shape: Sequence[int]) -> bool:
+    return shape[3] in _CHANNELS and shape[1] not in _CHANNELS
+
+
+def _end_as(student: Graph, kind: losses.Scores) -> None:
+    """Makes logits what the source answers: probabilities, or their logarithms."""
+    if kind is losses.Scores.LOGITS:
+        return
+    logits = student.outputs[0]
+    name, node = logits.name or "", logits.producer()
+    assert node is not None
+    logits.name = student.unused_name(f"{name}_logits")
+    axis = {} if kind is losses.Scores.INDEPENDENT else {"axis": 1}
+    end = edit.insert_after(student, node, _ENDS[kind], [logits], attributes=axis)
+    scores = end.outputs[0]
+    scores.name, scores.type = name, logits.type
+    student.model.graph.outputs[0] = scores
 
 
 def _uploaded(role: str, ctx: Context) -> Graph:
