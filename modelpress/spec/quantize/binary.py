@@ -46,6 +46,11 @@ class QuantizeBinary(Step):
         description="With binary_connect: train with random signs, the likelier the larger the weight, as noise. The result has "
         "the likeliest signs; the paper's result of such training has real weights, which is no network of one bit.",
     )
+    input_scales: bool = Field(
+        default=False,
+        description="With xnor: multiply products of signs by the mean size of the inputs that the signs were taken of (K in the paper, which the "
+        "authors' code leaves out).",
+    )
     distill: float = Field(
         default=0.0,
         ge=0,
@@ -93,6 +98,14 @@ class QuantizeBinary(Step):
         if self.stochastic and self.method != "binary_connect":
             raise ValueError(
                 f"stochastic is for method 'binary_connect', method is '{self.method}': set another, or leave stochastic out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _scales_are_of_signs(self) -> Self:
+        if self.input_scales and self.method != "xnor":
+            raise ValueError(
+                f"input_scales is for method 'xnor', method is '{self.method}': set another, or leave input_scales out"
             )
         return self
 

@@ -313,3 +313,30 @@ def test_without_the_kernels_it_is_storage_only(tmp_path, monkeypatch):
     _, _, ctx, _ = binarized(tmp_path, method="bnn")
     assert ctx.coverage.files == []
     assert any(n.startswith("storage only: the kernels for signs") for n in ctx.coverage.notes)
+
+
+@pytest.mark.parametrize("net", ["plain_cnn", "mlp"])
+def test_input_scales_are_the_mean_size_of_what_signs_were_taken_of(tmp_path, net):
+    """XNOR-Net, section 3.2, against torch: K of each window, padded with 1 as the signs are."""
+    before, after, ctx, model = binarized(tmp_path, net, method="xnor", input_scales=True)
+    mul = next(n for n in after.nodes if (n.name or "").endswith("_input_scale"))
+    layer, size = mul.inputs[0].producer(), mul.inputs[1]
+    pad = layer.inputs[0].producer()
+    is_padded = pad.op_type == "Pad"
+    where = pad.inputs[0].producer() if is_padded else pad
+    source = where.inputs[0].producer().inputs[0]
+    feeds = jobs.nets.feeds(model, 3)
+    found = execute.observe(after, feeds, [source.name, size.name])
+    wanted = torch.from_numpy(found[source.name]).abs().mean(dim=1, keepdim=True)
+    if is_padded:
+        wanted = torch.nn.functional.pad(wanted, (1, 1, 1, 1), value=1.0)
+    if layer.op_type == "Conv":
+        wanted = torch.nn.functional.avg_pool2d(wanted, 3, 1)
+    assert np.allclose(found[size.name], wanted.numpy(), atol=1e-6)
+    assert [v.name for v in after.outputs] == [v.name for v in before.outputs]
+    assert any("latency_packed" in note for note in ctx.coverage.notes)
+
+
+def test_input_scales_are_refused_without_signs_of_inputs():
+    with pytest.raises(ValidationError, match="input_scales is for method 'xnor'"):
+        QuantizeBinary(method="bnn", input_scales=True)

@@ -9,8 +9,8 @@
 
 sign(0) is 1. Differs in: binary_connect and bnn have a = 1 in their papers, whose every layer is followed by normalization, for which
 all scales are equal; a stays what it is at the beginning. bwn and xnor subtract from each filter of a convolution its mean over the
-inputs, as the authors' code does, and let the gradient through the scale; xnor has no scales of activations (their K), which that code
-has neither. ternary has a scale for each filter instead of each layer.
+inputs, as the authors' code does, and let the gradient through the scale; xnor has scales of activations (their K) only
+where input_scales asks for them, as that code has none. ternary has a scale for each filter instead of each layer.
 """
 
 from __future__ import annotations

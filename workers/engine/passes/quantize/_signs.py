@@ -45,6 +45,8 @@ _NORMALIZATIONS = frozenset(
     }
 )
 _EPSILON = 1e-4
+_AXES_ARE_INPUT = 18
+"""The operator set from which ReduceMean reads its axes as an input."""
 
 
 @dataclass
@@ -57,10 +59,17 @@ class Signs:
     """Why the input of a layer stays in float, by the name of its node."""
     normalizations: int = 0
     """How many were added."""
+    unscaled: dict[str, str] = field(default_factory=dict)
+    """Why what a layer makes of signs has no scales of inputs, by the name of its node."""
 
 
 def place(
-    graph: Graph, layers: Iterable[Layer], ranks: Mapping[str, int], trained: set[ir.Value]
+    graph: Graph,
+    layers: Iterable[Layer],
+    ranks: Mapping[str, int],
+    trained: set[ir.Value],
+    *,
+    scaled: bool = False,
 ) -> Signs:
     """Puts a place for a sign before each layer that can have one.
 
@@ -69,6 +78,7 @@ def place(
         layers: Those of binary weights.
         ranks: Numbers of axes by the name of a value.
         trained: Values that depend on a layer; of other values, which come from the network's input, no sign is taken.
+        scaled: Multiply what a layer makes of signs by the mean size of the inputs they were taken of.
     """
     signs, known = Signs(), _Known()
     for layer in layers:
@@ -81,6 +91,8 @@ def place(
             signs.float_inputs[layer.name] = reason
         else:
             _place(graph, layer, value, signs, known)
+            if scaled and (reason := _scale_by_inputs(graph, layer, signs, rank)):
+                signs.unscaled[layer.name] = reason
     edit.remove_dead(graph)
     return signs
 
@@ -193,6 +205,67 @@ def _normalized(graph: Graph, layer: Layer, value: ir.Value) -> ir.Value:
         name=f"{layer.name}_norm",
     )
     return node.outputs[0]
+
+
+def _scale_by_inputs(graph: Graph, layer: Layer, signs: Signs, rank: int) -> str:
+    """Multiplies what a layer makes of signs by K (XNOR-Net, section 3.2), its bias with it; why not, or '' where done.
+
+    x [N, C, H, W] -> |x| -> mean over C -> Pad(1) -> mean of each window: K [N, 1, H', W']
+    """
+    if layer.kind == "Conv" and (reason := _unscalable(graph, layer)):
+        return reason
+    node, source = layer.node, layer.node.inputs[0]
+    assert source is not None, "signs were placed before the layer"
+    pad = source.producer()
+    is_padded = pad is not None and pad.op_type == "Pad"
+    place = pad.inputs[0] if pad is not None and is_padded else source
+    assert place is not None, "a Pad reads something"
+    axis = 1 if layer.kind == "Conv" else rank - 1
+    size = _mean_size(graph, node, signs.places[place.name or ""].inputs[0], axis)
+    if pad is not None and is_padded:
+        size = edit.insert_before(graph, node, "Pad", [size, *pad.inputs[1:]]).outputs[0]
+    if layer.kind == "Conv":
+        size = _mean_of_windows(graph, layer, size)
+    old = node.outputs[0]
+    scaled = edit.insert_after(graph, node, "Mul", [old, size], name=f"{layer.name}_input_scale")
+    edit.replace_uses(old, scaled.outputs[0], outputs=True)
+    scaled.replace_input_with(0, old)
+    name, old.name = old.name, graph.unused_name(f"{old.name}_unscaled")
+    scaled.outputs[0].name, scaled.outputs[0].type = name, old.type
+    scaled.outputs[0].shape = old.shape
+    return ""
+
+
+def _unscalable(graph: Graph, layer: Layer) -> str:
+    """Why the windows of a convolution have no mean size; '' where they have."""
+    attributes = layer.node.attributes
+    if graph.weight(layer.weight).ndim != 4:
+        return "only images have scales of inputs"
+    if "group" in attributes and attributes["group"].as_int() != 1:
+        return "its groups read different channels"
+    if "dilations" in attributes and any(d != 1 for d in attributes["dilations"].as_ints()):
+        return "its windows are dilated"
+    return "it pads itself" if _pads_itself(layer.node) else ""
+
+
+def _mean_size(graph: Graph, node: ir.Node, value: ir.Value | None, axis: int) -> ir.Value:
+    size = edit.insert_before(graph, node, "Abs", [value]).outputs[0]
+    if graph.opset < _AXES_ARE_INPUT:
+        mean = edit.insert_before(graph, node, "ReduceMean", [size], attributes={"axes": [axis]})
+    else:
+        axes = graph.add_weight(f"{node.name}_axes", np.array([axis], np.int64))
+        mean = edit.insert_before(graph, node, "ReduceMean", [size, axes])
+    return mean.outputs[0]
+
+
+def _mean_of_windows(graph: Graph, layer: Layer, size: ir.Value) -> ir.Value:
+    kernel = [int(side) for side in graph.weight(layer.weight).shape[2:]]
+    given = layer.node.attributes
+    strides = list(given["strides"].as_ints()) if "strides" in given else [1, 1]
+    attributes = {"kernel_shape": kernel, "strides": strides}
+    return edit.insert_before(
+        graph, layer.node, "AveragePool", [size], attributes=attributes
+    ).outputs[0]
 
 
 def _inputs(graph: Graph, layer: Layer) -> int:

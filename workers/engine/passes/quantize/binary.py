@@ -170,7 +170,8 @@ def _take_signs(graph: Graph, names: set[str], step: QuantizeBinary, ctx: Contex
     found = shapes.infer(graph, shapes.example_shapes(graph, given=given))
     ranks = {name: len(shape) for name, shape in found.items()}
     layers = [layer for layer in match.layers(graph) if layer.weight in names]
-    return _signs.place(graph, layers, ranks, _signs.trained_values(graph))
+    trained = _signs.trained_values(graph)
+    return _signs.place(graph, layers, ranks, trained, scaled=step.input_scales)
 
 
 def _train(module: Binary, graph: Graph, step: QuantizeBinary, ctx: Context) -> None:
@@ -255,5 +256,7 @@ def _note(step: QuantizeBinary, signs: Signs, ctx: Context) -> None:
         ctx.note(
             f"{signs.normalizations} BatchNormalization nodes were added before signs that had none"
         )
+    for name, reason in signs.unscaled.items():
+        ctx.note(f"{name} has no scales of inputs: {reason}")
     if signs.places:
         ctx.note("rectifiers before signs went, and convolutions of signs are padded with 1, not 0")
