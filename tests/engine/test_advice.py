@@ -165,7 +165,7 @@ def test_bits_goes_up_a_ladder_too(tried, added):
         ({"kind": "prune.magnitude", "sparsity": 0.8}, {"fine_tune": {}}),
         ({"kind": "prune.channels", "fraction": 0.5}, {"fine_tune": {}}),
         ({"kind": "quantize.cluster"}, {"fine_tune": {}}),
-        ({"kind": "quantize.binary"}, {"distill": 0.5}),
+        ({"kind": "rewrite.depthwise"}, {"fine_tune": {}}),
         ({"kind": "quantize.qat"}, {"training": {"epochs": 6}}),
     ],
 )
@@ -177,6 +177,26 @@ def test_what_could_have_been_trained_is(step, added):
 
 def test_what_was_trained_is_not_told_to_train():
     assert told(report(FINE_TUNED, lost=0.02), advice.train_what_is_left) == []
+
+
+def test_without_labels_the_uploaded_model_teaches():
+    step = {"kind": "prune.magnitude", "sparsity": 0.8}
+    [[changed]] = told(unlabelled(report(step), 0.9), advice.train_what_is_left)
+    assert changed == {**step, "fine_tune": {}, "recover": {"distill": {}}}
+
+
+@pytest.mark.parametrize("step", [FINE_TUNED, {"kind": "quantize.binary"}])
+def test_what_was_trained_by_labels_may_learn_from_the_upload(step):
+    [[changed]] = told(report(step, lost=0.02), advice.learn_from_the_upload)
+    assert changed == {**step, "recover": {"distill": {}}}
+    taught = {**step, "recover": {"distill": {}}}
+    assert told(report(taught, lost=0.02), advice.learn_from_the_upload) == []
+    assert told(report(step), advice.learn_from_the_upload) == []
+
+
+def test_what_training_changes_is_no_error():
+    step = {"kind": "distill.logits"}
+    assert told(report(step, lost=0.02, shares=WORST), advice.spare_the_worst) == []
 
 
 def test_pruning_that_cost_nothing_goes_further():
@@ -219,21 +239,22 @@ def test_a_file_that_is_larger_than_its_entropy_is_packed():
     assert told(report(INT8, entropy=300_000, then=packed), advice.pack) == []
 
 
-def test_without_labels_answers_that_changed_count():
-    of = report(INT8, shares=WORST)
+def unlabelled(of: Report, agreement: float) -> Report:
+    """The same without labels; so many answers stayed in the step."""
     quality = of.stages[1].quality
     assert quality is not None
     plain = quality.model_copy(update={"accuracy": None})
+    effect = Effect(samples=100, agreement=agreement, relative_l2_difference=0.1)
+    stages: list[Stage] = [s.model_copy(update={"quality": plain}) for s in of.stages]
+    stages[1] = stages[1].model_copy(update={"effect": effect})
+    return of.model_copy(update={"stages": tuple(stages)})
 
-    def with_agreement(agreement: float) -> Report:
-        effect = Effect(samples=100, agreement=agreement, relative_l2_difference=0.1)
-        stages: list[Stage] = [s.model_copy(update={"quality": plain}) for s in of.stages]
-        stages[1] = stages[1].model_copy(update={"effect": effect})
-        return of.model_copy(update={"stages": tuple(stages)})
 
-    [one] = [a for a in advice.of(with_agreement(0.98)) if "exclude" in a.fragment]
+def test_without_labels_answers_that_changed_count():
+    of = report(INT8, shares=WORST)
+    [one] = [a for a in advice.of(unlabelled(of, 0.98)) if "exclude" in a.fragment]
     assert "changed 2.00 points of the answers" in one.text
-    assert not [a for a in advice.of(with_agreement(0.999)) if "exclude" in a.fragment]
+    assert not [a for a in advice.of(unlabelled(of, 0.999)) if "exclude" in a.fragment]
 
 
 def test_a_step_that_changed_nothing_says_itself_what_to_do():

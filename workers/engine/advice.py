@@ -14,14 +14,13 @@ from typing import Any
 from modelpress.spec.advice import Advice
 from modelpress.spec.prune import PruneChannels, PruneMagnitude
 from modelpress.spec.quantize import (
-    QuantizeBinary,
     QuantizeBits,
     QuantizeCluster,
     QuantizeInt8,
     QuantizeQat,
 )
 from modelpress.spec.report import LayerError, Report, Stage
-from modelpress.spec.step import Step
+from modelpress.spec.step import FineTune, Step
 from workers.engine.errors import EngineError
 from workers.engine.verdict import FASTER_BELOW
 
@@ -31,6 +30,9 @@ SPARED = 0.001
 """A smaller drop leaves room for more."""
 DOMINATES = 0.5
 """A layer with more than this share of the squared error is what to look at first."""
+_LOSSY = ("prune", "quantize", "rewrite")
+"""Families whose changes to a layer are errors; what training changes is meant."""
+_TAUGHT: dict[str, Any] = {"distill": {}}
 CODABLE = 0.8
 """An entropy bound below this part of the file is worth a packed file."""
 
@@ -120,8 +122,8 @@ def of_failure(index: int, error: EngineError) -> Advice:
 
 def spare_the_worst(case: Case) -> Iterator[Advice]:
     """One layer makes most of the error: what it alone may have instead."""
-    worst = case.worst
-    if not case.lost_much or worst is None:
+    worst, family = case.worst, case.step.kind.partition(".")[0]
+    if not case.lost_much or worst is None or family not in _LOSSY:
         return
     why = f"{case.lost_words}, and {worst.layer} alone makes {worst.share:.0%} of the error"
     match case.step:
@@ -183,19 +185,25 @@ def refine_bits(case: Case) -> Iterator[Advice]:
 
 
 def train_what_is_left(case: Case) -> Iterator[Advice]:
-    """A step that can train and did not."""
+    """A step that can train and did not, by labels or else by the uploaded model's answers."""
     step = case.step
-    if not case.lost_much or not case.has_labels:
+    if not case.lost_much:
         return
-    if isinstance(step, PruneMagnitude | PruneChannels | QuantizeCluster):
-        if step.fine_tune is None:
-            text = f"{case.lost_words} without training: fine-tune what is left"
-            yield case.set(text, fine_tune={"epochs": 3})
-    elif isinstance(step, QuantizeBinary) and step.distill == 0:
-        yield case.set(f"{case.lost_words}: learn the uploaded model's scores too", distill=0.5)
-    elif isinstance(step, QuantizeQat):
+    if isinstance(step, QuantizeQat):
         training = {**step.training.model_dump(), "epochs": 2 * step.training.epochs}
         yield case.set(f"{case.lost_words}: train twice as long", training=training)
+    elif "fine_tune" in type(step).model_fields and not _trains(step):
+        taught = {} if case.has_labels or not _can_be_taught(step) else {"recover": _TAUGHT}
+        if case.has_labels or taught:
+            text = f"{case.lost_words} without training: fine-tune what is left"
+            yield case.set(text, fine_tune={"epochs": 3}, **taught)
+
+
+def learn_from_the_upload(case: Case) -> Iterator[Advice]:
+    """A step that trained by labels alone."""
+    if case.lost_much and _trains(case.step) and _can_be_taught(case.step):
+        text = f"{case.lost_words}, trained by labels: learn the uploaded model's answers too"
+        yield case.set(text, recover=_TAUGHT)
 
 
 def go_further(case: Case) -> Iterator[Advice]:
@@ -268,12 +276,26 @@ RULES: tuple[Rule, ...] = (
     train_int8,
     refine_bits,
     train_what_is_left,
+    learn_from_the_upload,
     go_further,
     remove_channels,
     keep_floats,
     quantize,
     pack,
 )
+
+
+def _trains(step: Step) -> bool:
+    """Whether the step trains its result."""
+    return any(
+        isinstance(getattr(step, name, None), FineTune) for name in ("fine_tune", "training")
+    )
+
+
+def _can_be_taught(step: Step) -> bool:
+    """Whether training may go by teachers, and does not."""
+    can = "recover" in type(step).model_fields and getattr(step, "recover", None) is None
+    return can and not getattr(step, "distill", None)
 
 
 def _pattern(name: str) -> str:
