@@ -92,11 +92,11 @@ def _drop_no_ops(model: ir.Model) -> None:
 
 
 _PASSES: dict[str, Callable[[ir.Model], object]] = {
+    "no output needs it": common.RemoveUnusedNodesPass(),
     "what it computes does not change, and is stored": _fold_constants,
     "it did nothing": _drop_no_ops,
     "it passed on what it got": common.IdentityEliminationPass(),
     "multiplied into the layer before it": _fold_batch_norm,
     "another node computes the same": common.CommonSubexpressionEliminationPass(),
-    "no output needs it": common.RemoveUnusedNodesPass(),
 }
 """In this order, with the reason that the report gives."""
