@@ -6,7 +6,7 @@
 The network is prepared and calibrated as by `quantize.int8`, then trained with its numbers rounded as the file will round them, and
 stored in the same form. Zero points stay as they were calibrated. Differs in: activations have a zero point where the target takes one;
 one step for each output channel of a weight; steps begin at calibrated ranges; BatchNormalization is folded first, with the
-statistics that it has.
+statistics that it has: by channel, rounding before and after its factor is the same, and what is trained is what the file computes.
 """
 
 from __future__ import annotations
