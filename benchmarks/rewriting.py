@@ -28,8 +28,7 @@ from tensorly import decomposition
 from torch import nn
 
 from benchmarks import _mnist, _nets, _record
-from modelpress.spec.recipe import STEPS
-from modelpress.spec.rewrite import RewriteDepthwise, RewriteLowRank
+from modelpress.spec.rewrite import RewriteBlocks, RewriteDepthwise, RewriteLowRank
 from modelpress.spec.step import Step
 from workers.engine import context, formats, passes
 from workers.engine.context import Context
@@ -65,7 +64,7 @@ def _depthwise(macs: float, training: dict[str, Any]) -> Step:
 
 
 def _blocks(macs: float, training: dict[str, Any]) -> Step:
-    return STEPS["rewrite.blocks"](target={"macs": macs}, **training)
+    return RewriteBlocks(block="separable", target={"macs": macs}, samples=256, **training)
 
 
 REWRITES: dict[str, Rewrite] = {
@@ -73,7 +72,7 @@ REWRITES: dict[str, Rewrite] = {
     "channel": _low_rank("channel"),
     "Tucker-2": _low_rank("tucker"),
     "depthwise": _depthwise,
-    **({"blocks": _blocks} if "rewrite.blocks" in STEPS else {}),
+    "separable block": _blocks,
 }
 
 
