@@ -27,9 +27,16 @@ def net(
     b = build.Builder(graph, np.random.default_rng(0))
     x = b.relu(b.conv(graph.inputs[0], inputs, 1, name="head"))
     x = b.conv(
-        x, outputs, kernel, stride=stride, pad=pad, groups=groups, bias=tail == "bias", name="mid"
+        x,
+        outputs,
+        kernel,
+        stride=stride,
+        pad=pad,
+        groups=groups,
+        bias=tail in ("bias", "both"),
+        name="mid",
     )
-    x = b.relu(b.batch_norm(x) if tail == "norm" else x)
+    x = b.relu(b.batch_norm(x) if tail in ("norm", "both") else x)
     x = b.flatten(b.global_average_pool(b.conv(x, 8, 1, name="last")))
     return b.answer(b.linear(x, 10), "logits", ("batch", 10))
 
@@ -136,7 +143,7 @@ def test_a_ghost_answers_exactly_its_outputs(outputs, tmp_path):
     assert execute.run(result, feeds)["logits"].shape == (1, 10)
 
 
-@pytest.mark.parametrize("tail", ["norm", "bias", "none"])
+@pytest.mark.parametrize("tail", ["norm", "bias", "none", "both"])
 def test_first_maps_of_a_ghost_are_those_of_the_convolution(tail, tmp_path):
     graph = net(tail=tail)
     for name in ("norm.running_mean", "norm.bias", "mid.bias"):
