@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -9,6 +11,7 @@ import pytest
 import torch
 
 from modelpress.spec.rewrite import RewriteLowRank
+from modelpress.spec.sensitivity import Sensitivity
 from tests.engine import jobs, nets
 from workers.engine import formats, passes
 from workers.engine.errors import NothingChanged, Unsupported
@@ -192,6 +195,54 @@ def test_target_that_is_out_of_reach_says_how_near_one_gets(tmp_path):
         Unsupported, match=r"target bytes 0.01 can't be reached: .* 0\.\d+ are left"
     ):
         rewrite(model, tmp_path, train=train, target={"bytes": 0.01})
+
+
+def known(graph, harmful):
+    """Sensitivities that say that one layer costs much and the others nothing."""
+    layers = match.layers(graph)
+    rows = [
+        {
+            "layer": layer.weight,
+            "method": "low_rank",
+            "amount": amount,
+            "bytes_before": 1,
+            "bytes_after": 1,
+            "error": (1 - amount) * (1.0 if layer.weight == harmful else 1e-6),
+            "agreement": None,
+            "accuracy": None,
+        }
+        for layer in layers
+        for amount in (0.125, 0.25, 0.5)
+    ]
+    of = [
+        {"name": la.weight, "kind": la.kind, "shape": graph.weight(la.weight).shape}
+        for la in layers
+    ]
+    return Sensitivity(
+        model_sha256="", seed=0, samples=7, group_size=None, accuracy=None, layers=of, rows=rows
+    )
+
+
+def test_what_is_known_of_layers_is_not_measured_again(tmp_path):
+    model, graph = jobs.load("mlp", tmp_path)
+    first, second, _ = (layer.weight for layer in match.layers(graph))
+    for harmful, spared in ((first, second), (second, first)):
+        ctx = jobs.context_of(graph.clone(), tmp_path, jobs.dataset_of(model, labels=False))
+        ctx = replace(ctx, sensitivity=known(graph, harmful))
+        passes.apply(graph.clone(), RewriteLowRank(target={"bytes": 0.85}), ctx)
+        assert "what layers cost alone was known, from 7 training samples" in ctx.coverage.notes
+        touched = {touched.layer for touched in ctx.coverage.touched}
+        assert harmful not in touched
+        assert spared in touched
+
+
+def test_what_is_known_of_another_form_is_measured_anew(tmp_path):
+    model, graph = jobs.load("plain_cnn", tmp_path)
+    ctx = jobs.context_of(graph.clone(), tmp_path, jobs.dataset_of(model, labels=False))
+    ctx = replace(ctx, sensitivity=known(graph, ""))
+    step = RewriteLowRank(target={"bytes": 0.7}, convolution="tucker", samples=8)
+    passes.apply(graph.clone(), step, ctx)
+    assert not any("was known" in note for note in ctx.coverage.notes)
 
 
 def test_tied_weights_share_their_factors(tmp_path):
