@@ -1,6 +1,6 @@
 """In which order the symbols of a map are coded, and with which frequencies: the same walk for encoder and decoder.
 
-A map is a matrix. Its first row is coded in runs that grow; then come the rows halfway between those that are known, then the rows
+A map is a matrix. Its first row is coded in runs that double; then come the rows halfway between those that are known, then the rows
 halfway between these, and so on, so that each pass has known rows above and below and about doubles what is known. Frequencies follow
 from what was coded before, pass by pass; no table is stored. All arithmetic is on integers: every machine finds the same.
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 PRECISION = 24
 """Frequencies add up to 2 to the power of this."""
-FIRST_RUN = 64
+FIRST_RUN = 16
 FEW = 1024
 """Passes of fewer symbols have no contexts."""
 _NEAR = (4, 12, 24)
@@ -297,11 +297,11 @@ def _classes(sums: Ints, rows: int) -> NDArray[np.uint8]:
 
 
 def _runs(width: int) -> Iterator[slice]:
-    """Runs of the first row: each half as long as all before it."""
+    """Runs of the first row: each as long as all before it."""
     start, end = 0, min(FIRST_RUN, width)
     while start < width:
         yield slice(start, end)
-        start, end = end, min(end + end // 2, width)
+        start, end = end, min(2 * end, width)
 
 
 def _halves(height: int) -> Iterator[int]:

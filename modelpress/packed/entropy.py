@@ -7,6 +7,7 @@ coder takes as long for eight bits as for one.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import constriction
@@ -19,7 +20,7 @@ from modelpress.packed.reading import PackedError
 WORD_BYTES = 4
 JOINED_FROM = 4096
 """Fewer symbols are coded one at a time."""
-MAX_JOINED = 256
+MAX_JOINED = 1024
 """Symbols of an alphabet of several symbols."""
 
 
@@ -50,10 +51,13 @@ def of_several(frequencies: Ints, several: int) -> Ints:
     return frequencies
 
 
+@lru_cache(maxsize=16)
 def digits(alphabet: int, several: int) -> Symbols:
     """The symbols that each symbol for several stands for: [alphabet ** several, several]."""
     shape = (alphabet,) * several
-    return np.indices(shape, np.int32).reshape(several, -1).T.copy()
+    found = np.indices(shape, np.int32).reshape(several, -1).T.copy()
+    found.flags.writeable = False
+    return found
 
 
 def decode(code: bytes, size: int, alphabet: int, layout: Layout) -> Symbols:

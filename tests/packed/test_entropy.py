@@ -159,3 +159,35 @@ def test_code_that_no_encoder_leaves_is_refused(added):
     code = layouts.encode(making.pruned_map(5000), 17, PLAIN)
     with pytest.raises(PackedError, match="entropy code"):
         entropy.decode(code + added, 5000, 17, PLAIN)
+
+
+@pytest.mark.parametrize("alphabet", [2, 3, 5, 16, 32, 33])
+@pytest.mark.parametrize("over", [-1, 0, 1, 7])
+def test_symbols_that_are_coded_several_at_a_time_come_back(alphabet, over):
+    """At the border, and with some left that fill no group."""
+    symbols = np.random.default_rng(over + 1).integers(0, alphabet, 4 * entropy.JOINED_FROM + over)
+    assert (roundtrip(symbols, alphabet) == symbols).all()
+
+
+@pytest.mark.parametrize(("alphabet", "several"), [(2, 8), (4, 4), (16, 2), (32, 2), (33, 1)])
+def test_frequencies_of_several_symbols_are_the_products(alphabet, several):
+    assert entropy.joined(alphabet, entropy.JOINED_FROM) == several
+    one = contexts.frequencies(np.arange(alphabet) * 100)
+    found = entropy.of_several(one, several)
+    assert found.sum() == 1 << contexts.PRECISION
+    assert found.min() >= 1
+    shares = one / one.sum()
+    expected = np.prod(shares[entropy.digits(alphabet, several)], axis=1)
+    assert found / found.sum() == pytest.approx(expected, abs=1e-4)
+
+
+def test_low_bits_that_tell_nothing_are_stored_as_they_are():
+    rng = np.random.default_rng(0)
+    symbols = (rng.normal(128, 20, 120_000).clip(0, 255).astype(int) & ~7) | rng.integers(0, 8)
+    assert layouts.low_bits(symbols, 256) == 0  # they are always the same
+    noise = symbols & ~7 | rng.integers(0, 8, len(symbols))
+    assert layouts.low_bits(noise, 256) > 0
+    array = noise.astype(np.uint8)
+    code = making.section(array, "entropy")
+    assert 8 * len(code) <= 1.01 * making.entropy_bits(noise)
+    assert making.contents(code, array.nbytes) == array.tobytes()

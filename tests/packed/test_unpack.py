@@ -11,6 +11,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,7 +22,7 @@ from modelpress.packed import container
 from modelpress.packed.codecs import SLAB, Codec
 from tests.packed import making
 from tests.servers import ROOT
-from workers.engine.formats.packing import plans
+from workers.engine.formats.packing import choice, plans
 from workers.engine.formats.packing.numbers import blob, number
 
 few = settings(max_examples=25, derandomize=True, deadline=None)
@@ -87,6 +88,18 @@ def test_two_codes_to_a_byte_are_coded_as_such():
     codes = np.clip(np.rint(np.random.default_rng(0).normal(8, 1.5, 40_000)), 0, 15).astype("u1")
     code = making.section(codes[::2] | codes[1::2] << 4, "entropy")
     assert 8 * len(code) < 1.01 * making.entropy_bits(codes) + 400
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f2", "i4", "u2"])
+def test_tables_of_rising_values_take_fewer_bytes_than_the_values(dtype):
+    """Sorted, only the steps between them are news."""
+    values = np.unique((np.random.default_rng(0).normal(0, 1, 900) * 3000).astype(dtype))
+    array = values[np.random.default_rng(1).integers(0, len(values), 40_000)]
+    plan, _ = choice.plan(
+        array.tobytes(), ir.DataType.from_numpy(array.dtype), array.shape, "entropy"
+    )
+    assert 0 < len(plan.codebook) < 0.9 * values.nbytes
+    assert making.contents(making.section(array, "entropy"), array.nbytes) == array.tobytes()
 
 
 def test_result_says_how_large_it_is_and_its_digest(tmp_path):
@@ -231,6 +244,13 @@ BOMBS = {
     "a codec that is none": crafted(100, (0, 100, b"\0\x63")),
     "an entropy code cut short": crafted(100, (0, 100, entropy_section(b"\0"))),
     "contexts without columns": crafted(100, (0, 100, entropy_section(b"\1", b"\3\0"))),
+    "a symbol beyond its alphabet": crafted(
+        4, (0, 4, number(0) + bytes([Codec.ENTROPY, 8]) + number(3) + b"\1\0\x10\2\0\xff")
+    ),
+    "low bits that are none": crafted(
+        4, (0, 4, number(0) + bytes([Codec.ENTROPY, 8]) + number(3) + b"\1\0\x10\3\0\xff")
+    ),
+    "steps of bytes": crafted(4, (0, 4, b"\0" + bytes([Codec.ENTROPY, 8]) + number(3) + b"\2\0")),
     "columns that do not fit": crafted(100, (0, 100, entropy_section(b"\1", b"\3\0", 7))),
 }
 

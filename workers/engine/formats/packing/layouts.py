@@ -19,6 +19,8 @@ CONTEXTS_SAVE = 0.01
 """Share of the bits that contexts must save."""
 SPLIT_COSTS = 0.002
 """Share of the bits that a split may cost, as it is decoded so much faster."""
+SMALL = 16
+"""Symbols of an alphabet up to which a split is decoded no faster: several of them are coded at a time."""
 MANY = 32
 """Symbols of an alphabet from which on low bits may be stored as they are."""
 LOW_COSTS = 0.001
@@ -113,15 +115,15 @@ def best(symbols: NDArray[np.integer], alphabet: int, columns: Iterable[int]) ->
     """The layout of the fewest bits, found by trying; what takes a decoder longer must be worth it."""
     return min(
         _candidates(symbols, alphabet, columns),
-        key=lambda layout: bits(symbols, alphabet, layout) * _time(layout),
+        key=lambda layout: bits(symbols, alphabet, layout) * _time(layout, alphabet),
     )
 
 
-def _time(layout: Layout) -> float:
-    """A decoder is fastest where most of its symbols are one of two, slowest where it has contexts."""
+def _time(layout: Layout, alphabet: int) -> float:
+    """A decoder is fastest where several symbols are coded at a time, or most are one of two; slowest where it has contexts."""
     if layout.uses_contexts:
         return 1 + CONTEXTS_SAVE
-    return 1 if layout.split else 1 + SPLIT_COSTS
+    return 1 if layout.split == (alphabet > SMALL) else 1 + SPLIT_COSTS
 
 
 def _candidates(
