@@ -10,6 +10,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from tests.engine.kernels.operands import noise
 from workers.engine.errors import BadModel
 from workers.engine.kernels import xnor
 from workers.engine.measure import session
@@ -29,15 +30,6 @@ def opened(folder: Path, kind: str, constants: dict[str, np.ndarray], **attribut
     path = folder / f"{kind}.onnx"
     onnx.save(helper.make_model(graph, opset_imports=sets, ir_version=10), path)
     return session.open(path, threads=1, kernels=True)
-
-
-def noise(*shape: int, seed: int = 0) -> np.ndarray:
-    """Normal numbers, some of them 0 and -0."""
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=shape).astype(np.float32)
-    x.flat[rng.integers(0, x.size, x.size // 7)] = 0.0
-    x.flat[rng.integers(0, x.size, x.size // 7)] = -0.0
-    return x
 
 
 def signs(x: np.ndarray) -> np.ndarray:

@@ -11,21 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from tests.engine.kernels.operands import noise
 from workers.engine.errors import Unsupported
 from workers.engine.kernels import build, xnor
 
 
 def signs(x: np.ndarray) -> torch.Tensor:
     return torch.where(torch.from_numpy(x) >= 0, 1.0, -1.0)
-
-
-def noise(*shape: int, seed: int = 0) -> np.ndarray:
-    """Normal numbers, some of them 0 and -0."""
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=shape).astype(np.float32)
-    x.flat[rng.integers(0, x.size, x.size // 7)] = 0.0
-    x.flat[rng.integers(0, x.size, x.size // 7)] = -0.0
-    return x
 
 
 def ways() -> tuple[str, ...]:
