@@ -188,6 +188,19 @@ def spent(graph, cost):
     return sum(_target.shapes.macs(graph, {"image": (1, 1, 8, 8)}).values())
 
 
+@pytest.mark.parametrize("form", ["spatial", "channel", "tucker", "cp"])
+@pytest.mark.parametrize("text", CONVOLUTIONS)
+def test_foreseen_cost_is_that_of_the_result(form, text, tmp_path):
+    options = {"convolution": form, "ratio": 1.5}
+    before, after, ctx = rewrite(convolution(text), tmp_path, **options)
+    (subject,) = _layers.find(before, RewriteLowRank(**options), ctx)
+    made = low_rank.form(subject, RewriteLowRank(**options), None, ctx)
+    candidate = _layers.Candidate(subject, made, (made.at_ratio(1.5),))
+    facts = _target.shapes.measure(before, {"x": (1, 6, 9, 8)})
+    found = sum(_target.shapes.macs(after, {"x": (1, 6, 9, 8)}).values())
+    assert _target._macs(candidate, facts)[0] == found
+
+
 def test_target_that_is_out_of_reach_says_how_near_one_gets(tmp_path):
     model, _ = jobs.load("mlp", tmp_path)
     train = jobs.dataset_of(model, labels=False)
