@@ -250,16 +250,15 @@ def test_a_model_that_is_no_classifier_learns_all_outputs(tmp_path):
 
 
 def test_layerwise_trains_the_named_weights_alone(tmp_path):
-    """A layer of new weights learns to give what the teacher's gives."""
+    """A layer of new weights learns to give what the teacher's gives, through layers that stay."""
     student, teacher, ctx = opened(tmp_path, labels=False)
-    conv = next(node for node in student.nodes if node.op_type == "Conv")
-    own = conv.inputs[1].name
+    first, second = (node for node in student.nodes if node.op_type == "Conv")
+    own, inner = first.inputs[1].name, second.outputs[0].name
     mixed = teacher.clone()
     mixed.set_weight(own, student.weight(own))
-    inner = conv.outputs[0].name
     training = FineTune(epochs=25, batch_size=16, learning_rate=0.1)
     log = teaching.layerwise(mixed, teacher, [(inner, inner)], training, ctx, train={own})
-    assert log.losses[-1] < 0.01 * log.losses[0]
+    assert log.losses[-1] < 0.5 * log.losses[0]
     changed = {
         name for name, was in teacher.parameters().items() if np.any(mixed.weight(name) != was)
     }
