@@ -117,7 +117,8 @@ class JobRequest(BaseModel):
     models: dict[Role, ModelId] = Field(
         default_factory=dict,
         max_length=MAX_MODELS,
-        description="Ids of other models that steps make use of, by role: 'initial' is the same network before it was trained.",
+        description="Ids of other models that steps make use of, by role: 'initial' is the same network before it was trained; "
+        "teachers and students have the roles that the recipe names.",
     )
     data: Data = Field(default=Data(), description="Which datasets to use.")
     sensitivity: str | None = Field(

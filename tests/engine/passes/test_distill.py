@@ -199,8 +199,8 @@ def test_places_can_be_named_by_node_or_value(tmp_path):
     pairs = [{"student": convs[1].name, "teacher": convs[1].outputs[0].name}]
     options = {"student": {"width": 0.5}, "training": BRIEF}
     student = passes.apply(graph, DistillFeatures(pairs=pairs, **options), ctx)
-    assert "1 places learned by method 'hint' at weight 1, named" in notes(ctx)
-    assert "1 adapters fitted the student's channels" in notes(ctx)
+    assert "1 place learned by method 'hint' at weight 1, named" in notes(ctx)
+    assert "by layers that are not part of the result: 1" in notes(ctx)
     assert set(student.initializers) <= set(ctx.source.initializers)
     wrong = [{"student": convs[0].name, "teacher": convs[1].name}]
     with pytest.raises(Unsupported, match="they may differ in one axis at most"):

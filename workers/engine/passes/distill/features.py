@@ -122,11 +122,11 @@ def _apart(student: Tensor, teacher: Tensor, pair: Pair, step: DistillFeatures) 
 def _note(pairs: Sequence[Pair], step: DistillFeatures, ctx: Context) -> None:
     how = "named" if step.pairs else "matched by resolution"
     ctx.note(
-        f"{len(pairs)} places learned by method '{step.method}' at weight {step.share:g}, {how}: "
+        f"{len(pairs)} {'place' if len(pairs) == 1 else 'places'} learned by method '{step.method}' at weight {step.share:g}, {how}: "
         + "; ".join(map(str, pairs[:16]))
     )
     adapted = [pair for pair in pairs if not pair.fits] if step.method == "hint" else []
     if adapted:
         ctx.note(
-            f"{len(adapted)} adapters fitted the student's channels to the teacher's, and are not part of the result"
+            f"the student's channels were fitted to the teacher's by layers that are not part of the result: {len(adapted)}"
         )
