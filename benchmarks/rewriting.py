@@ -133,19 +133,19 @@ def _name(net: str, seed: int) -> str:
 
 
 def _measure(asked: argparse.Namespace) -> None:
+    """Writes what is known after each row, so that a run that is cut off has not been for nothing."""
     context.prepare_torch("cpu", 1)
     for net in asked.nets:
         for seed in asked.seeds:
-            began = time.perf_counter()
+            began, rows = time.perf_counter(), []
             with tempfile.TemporaryDirectory(prefix="modelpress-bench-") as folder:
                 path = _trained(net, seed, Path(folder))
-                rows, errors = list(_rows(net, seed, path)), list(_errors(net, path, seed))
-            figures = {
-                "seconds": time.perf_counter() - began,
-                "rows": [asdict(row) for row in rows],
-                "errors": [asdict(error) for error in errors],
-            }
-            _record.write(_name(net, seed), figures)
+                errors = [asdict(error) for error in _errors(net, path, seed)]
+                for row in _rows(net, seed, path):
+                    rows.append(asdict(row))
+                    seconds = time.perf_counter() - began
+                    figures = {"seconds": seconds, "rows": rows, "errors": errors}
+                    _record.write(_name(net, seed), figures)
 
 
 def _trained(net: str, seed: int, folder: Path) -> Path:
