@@ -135,12 +135,11 @@ def test_same_seed_same_weights(name):
 
 @pytest.mark.parametrize("name", zoo.BUILDERS)
 def test_depth_and_width_make_it_smaller(name):
-    def count(**sizes):
-        return parameters.count(student(name, (3, 32, 32), 10, **sizes))
+    def count(width=0.25, depth=1.0):
+        return parameters.count(student(name, (3, 32, 32), 10, width=width, depth=depth))
 
-    assert count(depth=0.5) < count()
-    assert count(width=0.5) < count()
-    assert count(depth=2.0, width=0.25) > count(width=0.25)
+    assert count(depth=0.5) < count() < count(depth=2.0)
+    assert count(width=0.125) < count()
 
 
 def test_small_images_keep_a_map_of_four():
@@ -150,9 +149,8 @@ def test_small_images_keep_a_map_of_four():
     assert found[pooled] == (1, 256, 7, 7)
 
 
-@pytest.mark.parametrize("name", ["shufflenet_v2", "ghostnet"])
-def test_channels_of_a_student_can_be_pruned(name, tmp_path):
-    graph = student(name, (1, 12, 12), 3, width=0.25, depth=0.3)
+def test_channels_of_a_student_can_be_pruned(tmp_path):
+    graph = student("shufflenet_v2", (1, 12, 12), 3, width=0.25, depth=0.3)
     before = parameters.count(graph)
     ctx = jobs.context_of(graph.clone(), tmp_path, None)
     result = passes.apply(graph, STEPS["prune.channels"](fraction=0.5, round_to=1), ctx)
