@@ -40,7 +40,8 @@ TEACHER, TEACHERS = 1200, 10
 SWEEP = (1.0, 2.0, 4.0, 8.0, 20.0)
 MAIN = 4.0
 """The default temperature: that of rows where it is not what is compared."""
-BATCH, RATE, EPOCHS, ALPHA = 100, 1e-3, 10, 0.9
+BATCH, RATE, ALPHA = 100, 1e-3, 0.9
+EPOCHS = {"2x30": 40, "2x800": 12}
 TEACHER_EPOCHS = 12
 MISSING = 3
 HINTON = (146 - 74) / (146 - 67)
@@ -126,11 +127,13 @@ def _batches(
 def _rows(folder: Path, seed: int, name: str, found: dict[str, Split]) -> Iterator[dict[str, Any]]:
     """Everything measured of one student of one seed."""
     start, width = folder / f"student-{name}.onnx", STUDENTS[name]
+    training = {"epochs": EPOCHS[name], "learning_rate": RATE, "batch_size": BATCH}
+    how = {"student": {"role": "student"}, "training": training}
     _mnist.export(network(width, seed), start)
     for row, options in _asked():
-        yield {"student": name, "row": row, **_ours(folder, start, seed, found, options)}
-    yield {"student": name, "row": "no 3", **_without(folder, start, seed, found)}
-    yield {"student": name, "row": "torchdistill", **_peer(folder, width, seed, found)}
+        yield {"student": name, "row": row, **_ours(folder, start, seed, found, {**how, **options})}
+    yield {"student": name, "row": "no 3", **_without(folder, start, seed, found, how)}
+    yield {"student": name, "row": "torchdistill", **_peer(folder, name, seed, found)}
 
 
 def _asked() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -165,9 +168,7 @@ def _surroundings(folder: Path, start: Path, seed: int) -> Context:
 
 
 def _distilled(ctx: Context, options: dict[str, Any]) -> Graph:
-    training = {"epochs": EPOCHS, "learning_rate": RATE, "batch_size": BATCH}
-    step = DistillLogits(student={"role": "student"}, training=training, **options)
-    return passes.apply(ctx.source.clone(), step, ctx)
+    return passes.apply(ctx.source.clone(), DistillLogits(**options), ctx)
 
 
 def _scores(graph: Graph, folder: Path, split: Split) -> np.ndarray:
@@ -182,13 +183,15 @@ def _errors(scores: np.ndarray, split: Split) -> int:
     return int((scores.argmax(1) != split.labels).sum())
 
 
-def _without(folder: Path, start: Path, seed: int, found: dict[str, Split]) -> dict[str, Any]:
+def _without(
+    folder: Path, start: Path, seed: int, found: dict[str, Split], how: dict[str, Any]
+) -> dict[str, Any]:
     """A student that never saw a 3, only what its teacher thinks of other digits; its bias for 3 is then raised by the validation split."""
     ctx = _surroundings(folder, start, seed)
     assert ctx.train is not None
     seen = np.flatnonzero(found["train"].labels != MISSING)
     ctx = replace(ctx, train=ctx.train.subset(seen))
-    graph = _distilled(ctx, {"temperature": MAIN, "alpha": 1.0})
+    graph = _distilled(ctx, {**how, "temperature": MAIN, "alpha": 1.0})
     scores = {name: _scores(graph, folder, found[name]) for name in _SEEN}
     shifts = np.linspace(0, 20, 81)
     raised = min(
@@ -209,7 +212,7 @@ def _raise(scores: np.ndarray, by: float) -> np.ndarray:
     return scores + by * (np.arange(scores.shape[1]) == MISSING)
 
 
-def _peer(folder: Path, width: int, seed: int, found: dict[str, Split]) -> dict[str, Any]:
+def _peer(folder: Path, name: str, seed: int, found: dict[str, Split]) -> dict[str, Any]:
     """The same student trained by torchdistill's loss, at the same share of labels."""
     try:
         peer = importlib.import_module("torchdistill.losses.mid_level")
@@ -217,15 +220,15 @@ def _peer(folder: Path, width: int, seed: int, found: dict[str, Split]) -> dict[
         return {"failed": f"{type(e).__name__}: {e}"}
     loss = peer.KDLoss("s", "output", "t", "output", temperature=MAIN, alpha=1 - ALPHA)
     teacher = onnxruntime.InferenceSession(folder / "teacher-0.onnx")
-    net = network(width, seed)
-    for x, y, optimizer in _batches(net, found["train"], EPOCHS):
+    net = network(STUDENTS[name], seed)
+    for x, y, optimizer in _batches(net, found["train"], EPOCHS[name]):
         soft = torch.from_numpy(teacher.run(None, {"image": x.numpy()})[0])
         optimizer.zero_grad()
         loss({"s": {"output": net(x)}}, {"t": {"output": soft}}, y).backward()
         optimizer.step()
     with torch.no_grad():
-        scores = {name: net(torch.from_numpy(found[name].images)).numpy() for name in _SEEN}
-    return {name: _errors(scores[name], found[name]) for name in _SEEN}
+        scores = {part: net(torch.from_numpy(found[part].images)).numpy() for part in _SEEN}
+    return {part: _errors(scores[part], found[part]) for part in _SEEN}
 
 
 def _teachers_errors(folder: Path, test: Split) -> dict[str, int]:
