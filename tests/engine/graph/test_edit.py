@@ -30,6 +30,33 @@ def test_folding_batch_normalisation_changes_no_output(tmp_path):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
+def test_an_output_keeps_its_name_when_its_normalization_is_folded(tmp_path):
+    """A network that ends in BatchNormalization answers by the same name, with the same shape."""
+    graph = _load("plain_cnn", tmp_path)
+    _end_in_normalization(graph)
+    feeds = nets.feeds(nets.plain_cnn(0))
+    (before,) = graph.outputs
+    told = (before.name, before.dtype, before.shape)
+    want = execute.run(graph, feeds)["logits"]
+    assert "last_norm" in edit.fold_batch_norm(graph)
+    verify.verify(graph)
+    (after,) = graph.outputs
+    assert (after.name, after.dtype, after.shape) == told
+    np.testing.assert_allclose(execute.run(graph, feeds)["logits"], want, rtol=1e-4, atol=1e-5)
+
+
+def _end_in_normalization(graph):
+    """Puts one in the place of the Identity behind the last layer."""
+    (old,) = graph.outputs
+    drawn = np.random.default_rng(0).uniform(0.5, 2, (4, nets.CLASSES)).astype(np.float32)
+    operands = [graph.add_weight(f"last_{i}", row) for i, row in enumerate(drawn)]
+    end = old.producer()
+    operands.insert(0, end.inputs[0])
+    norm = edit.insert_after(graph, end, "BatchNormalization", operands, name="last_norm")
+    edit.take_place(graph, old, norm.outputs[0])
+    edit.remove_dead(graph)
+
+
 def test_a_layer_that_others_read_is_not_folded(tmp_path):
     graph = _load("plain_cnn", tmp_path)
     conv = next(node for node in graph.nodes if node.op_type == "Conv")

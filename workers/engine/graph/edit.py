@@ -15,6 +15,13 @@ def replace_uses(old: ir.Value, new: ir.Value, *, outputs: bool = False) -> None
     old.replace_all_uses_with(new, replace_graph_outputs=outputs)
 
 
+def take_place(graph: Graph, old: ir.Value, new: ir.Value) -> None:
+    """Let everything that reads old, the graph's outputs too, read new, which takes its name, type and shape."""
+    replace_uses(old, new, outputs=True)
+    name, old.name = old.name, graph.unused_name(f"{old.name}_before")
+    new.name, new.shape, new.type = name, old.shape, old.type
+
+
 def insert_after(
     graph: Graph,
     anchor: ir.Node,
@@ -94,7 +101,7 @@ def fold_batch_norm(graph: Graph) -> list[str]:
     Conv/ConvTranspose/Gemm -> BatchNormalization    becomes
     Conv/ConvTranspose/Gemm with scaled weight and shifted bias
 
-    A layer whose result or weight is used elsewhere, or whose weight is computed, is left alone.
+    A layer whose result or weight is used elsewhere, or whose weight is computed, is left alone. Outputs of the graph keep their names.
 
     Returns:
         Names of the folded BatchNormalization nodes.
@@ -125,7 +132,10 @@ def _fold(graph: Graph, norm: ir.Node) -> bool:
     new_bias = ((old_bias - mean) * factor + shift).astype(old.dtype)
     layer.resize_inputs(3)
     layer.replace_input_with(2, graph.add_weight(f"{weight.name}_folded_bias", new_bias))
-    replace_uses(norm.outputs[0], layer.outputs[0], outputs=True)
+    if norm.outputs[0].is_graph_output():
+        take_place(graph, norm.outputs[0], layer.outputs[0])
+    else:
+        replace_uses(norm.outputs[0], layer.outputs[0])
     return True
 
 

@@ -52,7 +52,7 @@ def splice(
     frame.check_alone(region, names)
     made = frame.copy(region, nodes[0])
     for old, end in ends.items():
-        _take_place(graph, old, made[end])
+        edit.take_place(graph, old, made[end])
     graph.model.graph.sort()
     edit.remove_dead(graph)
 
@@ -163,11 +163,3 @@ def _downstream(nodes: Iterable[ir.Node]) -> frozenset[ir.Value]:
                 found.add(value)
                 todo += value.consumers()
     return frozenset(found)
-
-
-def _take_place(graph: Graph, old: ir.Value, new: ir.Value) -> None:
-    """Everything that read `old`, outputs of the graph too, reads `new`, which takes its name."""
-    edit.replace_uses(old, new, outputs=True)
-    name = old.name or ""
-    old.name = graph.unused_name(f"{name}_before")
-    new.name, new.shape, new.type = name, old.shape, old.type

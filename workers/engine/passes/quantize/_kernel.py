@@ -171,14 +171,7 @@ def _replace(
         name=f"{layer.name}_xnor",
         domain=DOMAIN,
     )
-    _take_over(graph, node.outputs[0], ran.outputs[0])
-
-
-def _take_over(graph: Graph, old: ir.Value, new: ir.Value) -> None:
-    """Lets a value stand for another, by its name, as it may be an output of the network."""
-    edit.replace_uses(old, new, outputs=True)
-    name, old.name = old.name, graph.unused_name(f"{old.name}_float")
-    new.name, new.shape, new.type = name, old.shape, old.type
+    edit.take_place(graph, node.outputs[0], ran.outputs[0])
 
 
 def _geometry(node: ir.Node, pads: tuple[int, ...]) -> dict[str, int]:

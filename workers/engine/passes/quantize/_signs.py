@@ -228,11 +228,8 @@ def _scale_by_inputs(graph: Graph, layer: Layer, signs: Signs, rank: int) -> str
         size = _mean_of_windows(graph, layer, size)
     old = node.outputs[0]
     scaled = edit.insert_after(graph, node, "Mul", [old, size], name=f"{layer.name}_input_scale")
-    edit.replace_uses(old, scaled.outputs[0], outputs=True)
+    edit.take_place(graph, old, scaled.outputs[0])
     scaled.replace_input_with(0, old)
-    name, old.name = old.name, graph.unused_name(f"{old.name}_unscaled")
-    scaled.outputs[0].name, scaled.outputs[0].type = name, old.type
-    scaled.outputs[0].shape = old.shape
     return ""
 
 
