@@ -74,8 +74,9 @@ def fit(network: nn.Module, split: Split, epochs: int) -> None:
             schedule.step()
 
 
-def export(network: nn.Module, path: Path) -> None:
-    """Writes ONNX for any batch size."""
+def export(network: nn.Module, path: Path, *, keep_norms: bool = False) -> None:
+    """Writes ONNX for any batch size, with BatchNormalization folded or kept for training."""
+    mode = torch.onnx.TrainingMode.PRESERVE if keep_norms else torch.onnx.TrainingMode.EVAL
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns of itself
         torch.onnx.export(
@@ -85,6 +86,8 @@ def export(network: nn.Module, path: Path) -> None:
             input_names=["image"],
             output_names=["scores"],
             dynamic_axes={"image": {0: "batch"}, "scores": {0: "batch"}},
+            training=mode,
+            do_constant_folding=not keep_norms,
             dynamo=False,
         )
 

@@ -139,12 +139,22 @@ class _Batches(quantization.CalibrationDataReader):
 def _static(
     trained: Trained, samples: Feeds, by: quantization.CalibrationMethod
 ) -> tuple[Path, float]:
-    """What quantize_static makes, after the preparation that its documentation asks for."""
     began, out = time.process_time(), trained.out(f"{by.name}.onnx")
+    quantize_static(trained.path, out, samples, by)
+    return out, time.process_time() - began
+
+
+def quantize_static(
+    path: Path,
+    out: Path,
+    samples: Feeds,
+    by: quantization.CalibrationMethod = quantization.CalibrationMethod.MinMax,
+) -> None:
+    """What ONNX Runtime makes, after the preparation that its documentation asks for."""
     prepared = out.with_suffix(".prepared.onnx")
     with _quiet():
         quantization.shape_inference.quant_pre_process(
-            str(trained.path), str(prepared), skip_symbolic_shape=True
+            str(path), str(prepared), skip_symbolic_shape=True
         )
         quantization.quantize_static(
             str(prepared),
@@ -155,7 +165,6 @@ def _static(
             activation_type=quantization.QuantType.QUInt8,
             calibrate_method=by,
         )
-    return out, time.process_time() - began
 
 
 def _nncf(trained: Trained, samples: Feeds) -> tuple[Path, float]:

@@ -6,12 +6,38 @@ from typing import Any
 
 from modelpress.spec.analyze import AnalyzeSensitivity
 from modelpress.spec.code import CodeEntropy
+from modelpress.spec.distill import Distill, Recover
 from modelpress.spec.prune import PruneChannels, PruneMagnitude
-from modelpress.spec.quantize import CentroidTraining, QuantizeCluster, QuantizeInt8
+from modelpress.spec.quantize import CentroidTraining, QuantizeBits, QuantizeCluster, QuantizeInt8
 from modelpress.spec.recipe import Recipe
 from modelpress.spec.step import FineTune
 
+_TAUGHT = Recover(distill=Distill())
+"""By the uploaded model, and by labels where there are any."""
+
+
+def _narrower(macs_ratio: float, rounds: int) -> PruneChannels:
+    return PruneChannels(
+        macs_ratio=macs_ratio,
+        criterion="taylor",
+        scope="global",
+        rounds=rounds,
+        fine_tune=FineTune(epochs=4),
+        recover=_TAUGHT,
+    )
+
+
 NAMED: dict[str, Recipe] = {
+    "balanced": Recipe(
+        name="balanced",
+        steps=(
+            _narrower(2, rounds=2),
+            QuantizeCluster(
+                bits=5, conv_bits=5, fine_tune=CentroidTraining(epochs=3), recover=_TAUGHT
+            ),
+            CodeEntropy(),
+        ),
+    ),
     "deep-compression": Recipe(
         name="deep-compression",
         steps=(
@@ -25,6 +51,7 @@ NAMED: dict[str, Recipe] = {
             CodeEntropy(),
         ),
     ),
+    "fast": Recipe(name="fast", steps=(_narrower(4, rounds=3),)),
     "half-channels": Recipe(
         name="half-channels",
         steps=(
@@ -47,6 +74,31 @@ NAMED: dict[str, Recipe] = {
         ),
     ),
     "sensitivity": Recipe(name="sensitivity", steps=(AnalyzeSensitivity(),)),
+    "small": Recipe(
+        name="small",
+        steps=(
+            QuantizeBits(
+                bits=4,
+                method="gptq",
+                group_size=None,
+                act_order=True,
+                sequential=True,
+                bias_correction=True,
+            ),
+            CodeEntropy(),
+        ),
+    ),
+    "tiny": Recipe(
+        name="tiny",
+        steps=(
+            _narrower(4, rounds=3),
+            PruneMagnitude(sparsity=0.75, rounds=4, fine_tune=FineTune(epochs=4), recover=_TAUGHT),
+            QuantizeCluster(
+                bits=4, conv_bits=4, fine_tune=CentroidTraining(epochs=4), recover=_TAUGHT
+            ),
+            CodeEntropy(),
+        ),
+    ),
 }
 
 
