@@ -15,7 +15,16 @@ from rich.text import Text
 from modelpress import _curves, _explained
 from modelpress.spec import recipe as recipes
 from modelpress.spec.constraint import ConstraintResult
-from modelpress.spec.report import Control, Latency, Quality, Report, Size, Stage, Verification
+from modelpress.spec.report import (
+    Control,
+    KernelLatency,
+    Latency,
+    Quality,
+    Report,
+    Size,
+    Stage,
+    Verification,
+)
 from modelpress.spec.state import Outcome
 
 WIDTH = 100
@@ -65,6 +74,8 @@ def _table(report: Report) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for stage in report.stages:
         table.add_row(*_row(stage, report.stages[0], quality))
+        if stage.latency_packed is not None:
+            table.add_row(*_kernel_row(stage.latency_packed))
         for control in stage.controls:
             table.add_row(*_control_row(control, report.stages[0], quality))
     return table
@@ -82,6 +93,12 @@ def _row(stage: Stage, original: Stage, quality: str) -> list[Text]:
         _cell(_latency(stage.latency), ratio),
         _count_cell(stage.cost.macs, original.cost.macs, changed),
     ]
+
+
+def _kernel_row(found: KernelLatency) -> list[Text]:
+    """The file beside the model that runs through kernels: timed in turn with the model's, at the fastest tenth."""
+    faster = f"x {found.ratio:.2f} of model.onnx"
+    return [Text(f"  {found.file}"), *[Text("")] * 3, _cell(f"{found.p10_ms:.4f}", faster)]
 
 
 def _control_row(control: Control, original: Stage, quality: str) -> list[Text]:

@@ -101,6 +101,23 @@ class Latency(_Frozen):
     ratio: float = Field(description="p50_ms over original_p50_ms: what holds on a noisy machine.")
 
 
+class KernelLatency(_Frozen):
+    """Time of a second file, whose products of signs run through kernels, taken in turn with the model's own file.
+
+    Times are those that a tenth of the runs does not exceed.
+    """
+
+    file: str = Field(description="Name of that file: 'model.xnor.onnx'.")
+    p10_ms: float = Field(description="Its time for a run.")
+    plain_p10_ms: float = Field(description="The time of the model's file in the same turns.")
+    ratio: float = Field(description="p10_ms over plain_p10_ms: what holds on a noisy machine.")
+    runs: int = Field(description="Timed runs of each.")
+    batch: int = Field(description="Samples in each run.")
+    threads: int = Field(description="Intra-op threads of both sessions.")
+    samples: int = Field(description="Samples on which their outputs were compared.")
+    max_abs_difference: float = Field(description="By how much their outputs differ at most.")
+
+
 class Cost(_Frozen):
     """Multiply-accumulates of one sample."""
 
@@ -203,6 +220,10 @@ class Stage(_Frozen):
     quality: Quality | None = Field(description="Null where the job has no data.")
     size: Size = Field(description="What the file weighs.")
     latency: Latency = Field(description="How fast it runs.")
+    latency_packed: KernelLatency | None = Field(
+        default=None,
+        description="How fast the file beside it runs that has kernels for packed weights; null where there is none and packing is storage only.",
+    )
     cost: Cost = Field(description="How much it computes.")
     touched: tuple[Touched, ...] = Field(default=(), description="Layers the step changed.")
     skipped: tuple[Skipped, ...] = Field(

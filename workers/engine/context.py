@@ -14,7 +14,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from modelpress.spec.report import Control, Curve, SizeParts, Skipped, Touched
+from modelpress.spec.report import (
+    Control,
+    Curve,
+    KernelLatency,
+    SizeParts,
+    Skipped,
+    Touched,
+)
 from modelpress.spec.sensitivity import Sensitivity
 from workers.engine import data, graph
 from workers.engine.errors import Unsupported
@@ -37,6 +44,8 @@ class Coverage:
     curves: list[Curve] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
     """Artifacts beside the model, which belong to it as this step left it."""
+    latency_packed: KernelLatency | None = field(default=None, compare=False)
+    """How fast one of these files is that has kernels for packed weights."""
     coded: SizeParts | None = None
     """What the bytes of the packed file among them are for."""
     prepared: graph.Graph | None = field(default=None, compare=False)

@@ -136,6 +136,7 @@ class Gauge:
             ),
             size=_size(path, graph, done.coverage.coded),
             latency=self._latency(path),
+            latency_packed=done.coverage.latency_packed,
             cost=cost.measure(graph, self.shapes),
             touched=tuple(done.coverage.touched),
             skipped=tuple(done.coverage.skipped),

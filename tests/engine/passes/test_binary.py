@@ -298,8 +298,12 @@ def test_a_second_file_runs_signs_through_the_kernels(tmp_path, net, kinds, meth
     assert np.allclose(got, wanted, rtol=1e-5, atol=1e-5)
     assert len(np.unique(got.round(3))) > 9
     assert path.stat().st_size < plain.stat().st_size
-    (note,) = (n for n in ctx.coverage.notes if "latency_packed" in n)
-    assert f"{_kernel.FILE} runs products of signs" in note
+    assert any(f"{_kernel.FILE} runs products of signs" in n for n in ctx.coverage.notes)
+    timed = ctx.coverage.latency_packed
+    assert timed is not None
+    assert timed.file == _kernel.FILE
+    assert timed.ratio == pytest.approx(timed.p10_ms / timed.plain_p10_ms)
+    assert timed.max_abs_difference <= 1e-4
 
 
 def test_groups_stay_in_float_and_the_report_says_so(tmp_path):
@@ -312,6 +316,7 @@ def test_without_the_kernels_it_is_storage_only(tmp_path, monkeypatch):
     monkeypatch.setattr(xnor, "LIBRARY", tmp_path / "missing.so")
     _, _, ctx, _ = binarized(tmp_path, method="bnn")
     assert ctx.coverage.files == []
+    assert ctx.coverage.latency_packed is None
     assert any(n.startswith("storage only: the kernels for signs") for n in ctx.coverage.notes)
 
 
@@ -334,7 +339,7 @@ def test_input_scales_are_the_mean_size_of_what_signs_were_taken_of(tmp_path, ne
         wanted = torch.nn.functional.avg_pool2d(wanted, 3, 1)
     assert np.allclose(found[size.name], wanted.numpy(), atol=1e-6)
     assert [v.name for v in after.outputs] == [v.name for v in before.outputs]
-    assert any("latency_packed" in note for note in ctx.coverage.notes)
+    assert ctx.coverage.latency_packed is not None
 
 
 def test_input_scales_are_refused_without_signs_of_inputs():

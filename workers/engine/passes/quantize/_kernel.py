@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from modelpress.spec.report import KernelLatency
 from workers.engine import formats
 from workers.engine.context import Context
 from workers.engine.errors import ExportMismatch
@@ -88,14 +89,22 @@ def _compare(path: Path, plain: Path, ctx: Context) -> str:
     scores, ours = (opened.run(many)[0] for opened in sessions)
     one = latency.sample_feeds(held, 1)
     runs = [_runner(opened, one) for opened in sessions]
-    before, after = (
-        float(np.percentile(times, 10))
-        for times in latency.alternate((runs[0], runs[1]), 2 * _BUDGET_S)
+    plainly, packed = latency.alternate((runs[0], runs[1]), 2 * _BUDGET_S)
+    before, after = (float(np.percentile(times, 10)) for times in (plainly, packed))
+    ctx.coverage.latency_packed = KernelLatency(
+        file=FILE,
+        p10_ms=after,
+        plain_p10_ms=before,
+        ratio=after / before,
+        runs=len(packed),
+        batch=1,
+        threads=ctx.threads,
+        samples=len(scores),
+        max_abs_difference=_furthest(scores, ours),
     )
     return (
-        f"{FILE} runs products of signs by XNOR and popcount: latency_packed {after:.4f} ms a sample where the float file takes {before:.4f} "
-        f"({before / after:.2f} times as fast, {ctx.threads} threads, taken in turn); on {len(scores)} samples its outputs differ by "
-        f"{_furthest(scores, ours):.2g} at most. It needs the kernels: SessionOptions.register_custom_ops_library(libxnor.so)"
+        f"{FILE} runs products of signs by XNOR and popcount; it needs the kernels: "
+        "SessionOptions.register_custom_ops_library(libxnor.so)"
     )
 
 
