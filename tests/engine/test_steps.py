@@ -98,7 +98,7 @@ VARIANTS: dict[str, Step] = {
         method="gptq", bits=2, group_size=None, act_order=True, samples=32
     ),
     "quantize.bits/mixed": STEPS["quantize.bits"](
-        method="awq", mixed={"average_bits": 6.5}, group_size=None, unpack="run", samples=32
+        method="awq", mixed={"average_bits": 6.75}, group_size=None, unpack="run", samples=32
     ),
     "quantize.bits/in turn": STEPS["quantize.bits"](
         method="gptq", sequential=True, bias_correction=True, samples=32

@@ -81,6 +81,17 @@ def test_rows_times_patches_are_the_convolution(text, tmp_path):
     assert np.array_equal(matrix.from_rows(matrix.to_rows(weight)), weight)
 
 
+def test_networks_that_run_in_turn_leave_gradients_as_they_were(tmp_path):
+    model, graph = jobs.load("mlp", tmp_path)
+    dataset = jobs.dataset_of(model, 8)
+    ctx = jobs.context_of(graph, tmp_path, dataset)
+    first, second = (_moments.run(graph, dataset, ["logits"], ctx) for _ in range(2))
+    next(first), next(second)
+    assert torch.is_grad_enabled()
+    first.close(), second.close()
+    assert torch.is_grad_enabled()
+
+
 def test_moments_are_those_of_what_the_layer_multiplies(tmp_path):
     model, graph = jobs.load("matmul_mlp", tmp_path)
     ctx = jobs.context_of(graph, tmp_path, jobs.dataset_of(model))

@@ -23,6 +23,9 @@ OPTIONS = {
     "quantize.cluster": {"bits": 3, "conv_bits": 3, "fine_tune": BRIEF},
     "quantize.qat": {"samples": 16, "training": BRIEF},
     "quantize.binary": {"float_ends": False, "training": BRIEF},
+    "rewrite.low_rank": {"ratio": 2, "fine_tune": BRIEF},
+    "rewrite.depthwise": {"min_inputs": 1, "fine_tune": BRIEF},
+    "rewrite.blocks": {"block": "separable", "fine_tune": BRIEF},
 }
 READ_LABELS = ("prune.lottery", "prune.supermask")
 """For more than training."""

@@ -176,7 +176,8 @@ def run(
     module = execute.as_module(graph).to(ctx.device).eval()
     for indices, inputs in feeds(graph, dataset, ctx, names):
         with torch.no_grad():
-            yield indices, module.values(inputs, names)
+            values = module.values(inputs, names)
+        yield indices, values
 
 
 def feeds(
