@@ -42,12 +42,15 @@ NAMED: dict[str, Recipe] = {
         name="deep-compression",
         steps=(
             PruneMagnitude(
-                sparsity=0.93,
-                max_layer_sparsity=0.96,
+                sparsity=0.95,
+                max_layer_sparsity=0.97,
                 rounds=6,
                 fine_tune=FineTune(epochs=5),
+                recover=_TAUGHT,
             ),
-            QuantizeCluster(bits=3, conv_bits=5, fine_tune=CentroidTraining(epochs=5)),
+            QuantizeCluster(
+                bits=3, conv_bits=4, fine_tune=CentroidTraining(epochs=8), recover=_TAUGHT
+            ),
             CodeEntropy(),
         ),
     ),
