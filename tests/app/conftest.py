@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,9 +49,17 @@ def serve() -> Iterator[Callable[[], str]]:
         return f"http://127.0.0.1:{listener.getsockname()[1]}"
 
     yield start
-    for server, thread in running:
+    for server, _ in running:
         server.should_exit = True
-        thread.join(timeout=10)
+    _join(thread for _, thread in running)
+    _join(thread for thread in threading.enumerate() if thread.name == "AnyIO worker thread")
+
+
+def _join(threads: Iterable[threading.Thread]) -> None:
+    """Waits for the server, then for the requests it cut off: they'd go on over a database that is taken away."""
+    for thread in threads:
+        thread.join(timeout=15)
+        assert not thread.is_alive(), f"{thread.name} still runs"
 
 
 @pytest.fixture(params=["file", "s3"])
