@@ -279,6 +279,28 @@ def test_mixed_bits_keep_the_average_and_spare_the_layers_that_matter(tmp_path):
     assert all(c.points[0].mean > c.points[-1].mean for c in curves)
 
 
+def test_bits_are_chosen_by_outputs_of_floats_for_each_sample_alone(tmp_path):
+    """A class is no distance, and a sum over the batch is not for a sample."""
+    harms = []
+    for more in (False, True):
+        beside = """
+            top = ArgMax<axis = 1, keepdims = 0>(y)
+            whole = ReduceSum<keepdims = 0>(y)
+        """
+        model = onnx.parser.parse_model(f"""
+            <ir_version: 10, opset_import: ["" : 20]>
+            net (float[N, 16] x) => (float[N, 4] y{", int64[N] top, float whole" if more else ""})
+            {{ h = MatMul(x, a)  y = MatMul(h, b) {beside if more else ""} }}
+        """)
+        rng = np.random.default_rng(0)
+        for name, shape in {"a": (16, 16), "b": (16, 4)}.items():
+            weight = rng.normal(size=shape).astype(np.float32)
+            model.graph.initializer.append(onnx.numpy_helper.from_array(weight, name))
+        _, _, ctx = quantize(model, tmp_path, mixed={"average_bits": 6})
+        harms.append([point.mean for curve in ctx.coverage.curves for point in curve.points])
+    assert harms[0] == harms[1]
+
+
 def test_an_average_that_no_choice_reaches_is_refused_with_the_least_there_is(tmp_path):
     with pytest.raises(Unsupported, match=r"average_bits 2 can't be reached.*2\.\d\d bits each"):
         quantize("mlp", tmp_path, mixed={"average_bits": 2})

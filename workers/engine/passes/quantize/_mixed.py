@@ -73,17 +73,18 @@ class _Network:
         return self._samples.labels
 
     def outputs(self, packings: Mapping[str, Packed]) -> Outputs:
-        """All float outputs for all samples, with these weights in the place of the float ones."""
+        """All outputs [samples, ...] of floats, with these weights in the place of the float ones."""
         device = self._ctx.device
         weights = {n: torch.from_numpy(p.decoded()).to(device) for n, p in packings.items()}
         names = [value.name or "" for value in self._graph.outputs]
-        rows: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in names}
+        rows: dict[str, list[npt.NDArray[np.float32]]] = {}
         for indices, inputs in _moments.feeds(self._graph, self._samples, self._ctx):
             with torch.no_grad():
                 answers = self._module.run_with(weights, inputs)
             new = len(np.unique(indices))
             for name, answer in zip(names, answers, strict=True):
-                rows[name].append(answer[:new].float().cpu().numpy())
+                if answer.is_floating_point() and answer.shape[:1] == indices.shape:
+                    rows.setdefault(name, []).append(answer[:new].float().cpu().numpy())
         return {name: np.concatenate(parts) for name, parts in rows.items()}
 
     def accuracy(self, reference: Reference, packings: Mapping[str, Packed]) -> float:
