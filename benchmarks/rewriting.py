@@ -63,8 +63,11 @@ def _depthwise(macs: float, training: dict[str, Any]) -> Step:
     )
 
 
-def _blocks(macs: float, training: dict[str, Any]) -> Step:
-    return RewriteBlocks(block="separable", target={"macs": macs}, samples=256, **training)
+def _blocks(block: Any, **options: Any) -> Rewrite:
+    """The block and its options are the same at both targets, which choose how many layers are replaced."""
+    return lambda macs, training: RewriteBlocks(
+        block=block, target={"macs": macs}, samples=256, **options, **training
+    )
 
 
 REWRITES: dict[str, Rewrite] = {
@@ -72,7 +75,12 @@ REWRITES: dict[str, Rewrite] = {
     "channel": _low_rank("channel"),
     "Tucker-2": _low_rank("tucker"),
     "depthwise": _depthwise,
-    "separable block": _blocks,
+    "separable block": _blocks("separable"),
+    "Fire": _blocks("fire"),
+    "inverted residual": _blocks("inverted_residual", expansion=0.5),
+    "shuffle unit": _blocks("shuffle"),
+    "Ghost module": _blocks("ghost", ratio=8),
+    "CP": _low_rank("cp"),
 }
 
 
@@ -112,6 +120,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rewriting", description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
     parser.add_argument("--nets", nargs="+", default=list(NETS), choices=list(NETS))
+    parser.add_argument(
+        "--rewrites",
+        nargs="+",
+        choices=list(REWRITES),
+        help="those alone, in the place of earlier rows of the same (default: all, anew)",
+    )
     parser.add_argument("--join", action="store_true", help="print what earlier runs have measured")
     parser.add_argument("--quick", action="store_true", help="one seed, LeNet-5")
     asked = parser.parse_args()
@@ -137,15 +151,23 @@ def _measure(asked: argparse.Namespace) -> None:
     context.prepare_torch("cpu", 1)
     for net in asked.nets:
         for seed in asked.seeds:
-            began, rows = time.perf_counter(), []
+            began, rows = time.perf_counter(), _kept(_name(net, seed), asked.rewrites)
             with tempfile.TemporaryDirectory(prefix="modelpress-bench-") as folder:
                 path = _trained(net, seed, Path(folder))
                 errors = [asdict(error) for error in _errors(net, path, seed)]
-                for row in _rows(net, seed, path):
+                for row in _rows(net, seed, path, asked.rewrites):
                     rows.append(asdict(row))
                     seconds = time.perf_counter() - began
                     figures = {"seconds": seconds, "rows": rows, "errors": errors}
                     _record.write(_name(net, seed), figures)
+
+
+def _kept(name: str, rewrites: list[str] | None) -> list[dict[str, Any]]:
+    """Earlier rows, but for those that are measured now."""
+    if rewrites is None:
+        return []
+    rows = json.loads((_record.OUTPUT / f"{name}.json").read_text())["rows"]
+    return [row for row in rows if row["rewrite"] not in {"original", *rewrites}]
 
 
 def _trained(net: str, seed: int, folder: Path) -> Path:
@@ -159,16 +181,16 @@ def _trained(net: str, seed: int, folder: Path) -> Path:
     return path
 
 
-def _rows(net: str, seed: int, path: Path) -> Iterator[Row]:
+def _rows(net: str, seed: int, path: Path, rewrites: list[str] | None) -> Iterator[Row]:
     graph, ctx = formats.load(path), _mnist.surroundings(path, seed=seed)
     first = Row(net, 1, "original", "none", seed)
     yield _told(_measured(first, graph, path, ctx))
     for ratio in RATIOS:
-        for name, rewrite in REWRITES.items():
+        for name in rewrites or REWRITES:
             for training, options in TRAININGS.items():
                 row = Row(net, ratio, name, training, seed)
                 try:
-                    result = passes.apply(graph.clone(), rewrite(1 / ratio, options), ctx)
+                    result = passes.apply(graph.clone(), REWRITES[name](1 / ratio, options), ctx)
                 except EngineError as error:
                     yield _told(replace(row, why=error.message))
                     break
@@ -259,7 +281,7 @@ NETS: dict[str, Callable[[], nn.Module]] = {"LeNet-5": _nets.lenet5, "VGG-small"
 def _told(row: Row) -> Row:
     found = row.why or f"{row.accuracy:.1%} x{row.macs_ratio:.2f} MACs x{row.speedup:.2f} faster"
     print(
-        f"{row.net:10} {row.asked:g}x seed {row.seed} {row.rewrite:9} {row.training:8} {found}",
+        f"{row.net:10} {row.asked:g}x seed {row.seed} {row.rewrite:17} {row.training:8} {found}",
         flush=True,
     )
     return row
