@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from modelpress.spec.rewrite._rewriting import Rewriting
 
 RANKS = ("ratio", "energy", "target")
+
+_Rank = Annotated[int, Field(ge=1, le=1 << 20)]
+
+
+class LayerRank(BaseModel):
+    """A rank of their own for some layers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    layers: str = Field(
+        min_length=1,
+        max_length=256,
+        description="Names of weights or nodes; * and ? match as in file names.",
+    )
+    rank: _Rank | tuple[_Rank, _Rank] = Field(
+        description="The rank of each of them; of a convolution by Tucker-2 two, channels on the side of the outputs and of the inputs."
+    )
 
 
 class RewriteLowRank(Rewriting):
@@ -40,6 +57,12 @@ class RewriteLowRank(Rewriting):
         description="Each layer gets the smallest rank that keeps this share of its squared singular values; with tucker, of each of "
         "the two sides.",
     )
+    overrides: tuple[LayerRank, ...] = Field(
+        default=(),
+        max_length=256,
+        description="Layers with a rank of their own, the first match of each; a target is met by the others. Without ratio, energy and "
+        "target these are the only layers that change.",
+    )
     activation_aware: bool = Field(
         default=False,
         description="Keep what matters for the outputs on training samples, not for the weights: the singular values are those of "
@@ -50,13 +73,17 @@ class RewriteLowRank(Rewriting):
     def needs_data(self) -> bool:
         return super().needs_data or self.activation_aware
 
+    @property
+    def uses_sensitivity(self) -> bool:
+        return self.target is not None and not self.activation_aware
+
     @model_validator(mode="after")
     def _one_rule_for_ranks(self) -> Self:
         given = [name for name in RANKS if getattr(self, name) is not None]
-        if len(given) != 1:
+        if len(given) > 1 or not (given or self.overrides):
             seen = " and ".join(given) or "none"
             raise ValueError(
-                f"exactly one of ratio, energy and target says what ranks are; {seen} is given"
+                f"exactly one of ratio, energy and target says what ranks are, or overrides alone do; {seen} is given"
             )
         return self
 

@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from pydantic import ValidationError
 
 from modelpress.spec.rewrite import RewriteLowRank
 from modelpress.spec.sensitivity import Sensitivity
@@ -274,3 +275,91 @@ def test_new_nodes_and_weights_are_named_after_the_layer(tmp_path):
     for layer in match.layers(after):
         assert layer.name in known or layer.name.rpartition("_")[0] in known
         assert any(layer.weight.startswith(f"{old.weight}") for old in match.layers(before))
+
+
+def sides(graph, weight):
+    """Shapes of the layers that stand for one, by the names of their weights."""
+    names = [name for name in graph.parameters() if name.startswith(f"{weight}_")]
+    return {name.removeprefix(f"{weight}_"): graph.weight(name).shape for name in names}
+
+
+def test_layers_with_a_rank_of_their_own_have_it_and_the_others_go_by_the_rule(tmp_path):
+    overrides = [{"layers": "Gemm_22", "rank": 5}, {"layers": "weight_10", "rank": 6}]
+    _, after, _ = rewrite("plain_cnn", tmp_path, ratio=2, overrides=overrides)
+    assert sides(after, "weight_1") == {"vertical": (1, 1, 3, 1), "horizontal": (8, 1, 1, 3)}
+    assert sides(after, "weight_10") == {"vertical": (6, 8, 3, 1), "horizontal": (16, 6, 1, 3)}
+    assert sides(after, "weight_20") == {"basis": (5, 256), "mix": (32, 5)}
+    assert sides(after, "weight_24") == {"basis": (3, 32), "mix": (10, 3)}
+
+
+def test_overrides_alone_change_the_named_layers_alone(tmp_path):
+    overrides = [{"layers": "weight_10", "rank": [4, 5]}]
+    before, after, ctx = rewrite("plain_cnn", tmp_path, convolution="tucker", overrides=overrides)
+    assert sides(after, "weight_10") == {
+        "inputs": (5, 8, 1, 1),
+        "core": (4, 5, 3, 3),
+        "outputs": (16, 4, 1, 1),
+    }
+    left = {skipped.layer: skipped.reason for skipped in ctx.coverage.skipped}
+    assert set(left) == {layer.weight for layer in match.layers(before)} - {"weight_10"}
+    assert all("no override names it" in reason for reason in left.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"overrides": [{"layers": "fc*", "rank": 3}]}, r"'fc\*' matches no layer .* 'weight_1'"),
+        ({"overrides": [{"layers": "*_1", "rank": 28}]}, r"K = 28 .* MN/\(M\+N\) = 27\.4"),
+    ],
+)
+def test_an_override_without_effect_is_refused(options, reason, tmp_path):
+    with pytest.raises(NothingChanged, match=reason):
+        rewrite("mlp", tmp_path, **options)
+
+
+@pytest.mark.parametrize(
+    ("rank", "reason"),
+    [
+        ([17, 1], "ranks 17 of the outputs and 1 of the inputs are not within its 16 and 8"),
+        ([16, 8], "ranks 16 of the outputs and 8 of the inputs save nothing"),
+    ],
+)
+def test_ranks_that_save_nothing_leave_their_layer_alone(rank, reason, tmp_path):
+    overrides = [{"layers": "weight_10", "rank": rank}]
+    options = {"convolution": "tucker", "ratio": 1.5, "overrides": overrides}
+    _, _, ctx = rewrite("plain_cnn", tmp_path, **options)
+    left = {skipped.layer: skipped.reason for skipped in ctx.coverage.skipped}
+    assert left["weight_10"].startswith(reason)
+    assert ctx.coverage.touched
+
+
+@pytest.mark.parametrize(("rank", "layer"), [(3, "weight_10"), ([3, 4], "weight_2*")])
+def test_another_number_of_ranks_than_a_layer_has_is_refused(rank, layer, tmp_path):
+    overrides = [{"layers": layer, "rank": rank}]
+    with pytest.raises(Unsupported, match=r"'weight_\d+' has \d ranks?, \d given"):
+        rewrite("plain_cnn", tmp_path, convolution="tucker", overrides=overrides)
+
+
+def test_a_target_is_met_beside_layers_with_a_rank_of_their_own(tmp_path):
+    model, graph = jobs.load("mlp", tmp_path)
+    first, *others = (layer.weight for layer in match.layers(graph))
+    train = jobs.dataset_of(model, labels=False)
+    for rank in (2, 20):
+        overrides = [{"layers": first, "rank": rank}]
+        options = {"target": {"bytes": 0.75}, "overrides": overrides}
+        before, after, ctx = rewrite("mlp", tmp_path, train=train, **options)
+        assert sides(after, first)["basis"][0] == rank
+        assert spent(after, "bytes") <= 0.75 * spent(before, "bytes")
+        touched = {touched.layer for touched in ctx.coverage.touched}
+        assert (touched > {first}) is (rank == 20)
+        assert {curve.name for curve in ctx.coverage.curves} == set(others)
+
+
+def test_ranks_are_said_once():
+    with pytest.raises(ValidationError, match="or overrides alone do; none is given"):
+        RewriteLowRank()
+    with pytest.raises(ValidationError, match="ratio and energy is given"):
+        RewriteLowRank(ratio=2, energy=0.9)
+    assert RewriteLowRank(target={"macs": 0.5}).uses_sensitivity
+    assert not RewriteLowRank(target={"macs": 0.5}, activation_aware=True).uses_sensitivity
+    assert not RewriteLowRank(ratio=2).uses_sensitivity

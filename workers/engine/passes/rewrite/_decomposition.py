@@ -86,6 +86,20 @@ class Decomposition(ABC):
         """Whether the layers have fewer weights than the one."""
         return self.size(rank) < self.weight.size
 
+    def named(self, rank: int | Rank) -> Rank:
+        """What the recipe calls a rank, as one of this decomposition.
+
+        Raises:
+            ValueError: it has more numbers, or fewer.
+        """
+        given = (rank,) if isinstance(rank, int) else rank
+        wanted = len(self.ranks[0])
+        if len(given) != wanted:
+            raise ValueError(
+                f"has {wanted} rank{'s' if wanted > 1 else ''}, {len(given)} given: {list(given)}"
+            )
+        return given
+
     def at_ratio(self, ratio: float) -> Rank:
         """The largest rank of so many times fewer weights; the smallest where none is."""
         fitting = [rank for rank in self.ranks if self.size(rank) * ratio <= self.weight.size]

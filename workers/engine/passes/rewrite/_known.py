@@ -19,7 +19,12 @@ def harms(candidates: Sequence[Candidate], ctx: Context) -> tuple[list[Candidate
     What was measured is the plain singular value decomposition of the whole matrix, [outputs, inputs * kernel].
     """
     known = ctx.sensitivity
-    if known is None or not all(_is_plain(c) for c in candidates):
+    if known is None or not candidates:
+        return None
+    if not all(_is_plain(c) for c in candidates):
+        ctx.note(
+            "what layers cost alone was measured anew: what is known is of plain truncation of whole matrices, as by convolution = 'channel'"
+        )
         return None
     sizes = {c.subject.name: c.subject.stored for c in candidates}
     if missing := known.missing("low_rank", sizes, ()):

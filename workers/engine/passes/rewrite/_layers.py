@@ -58,6 +58,8 @@ class Candidate:
     decomposition: Decomposition
     ranks: tuple[Rank, ...]
     """Those that may be chosen; each saves something."""
+    is_settled: bool = False
+    """Whether the recipe says the rank of this layer, so that it can't stay as it is either."""
 
 
 def find(

@@ -46,15 +46,20 @@ def choose(
         Unsupported: the target can't be reached with these layers.
     """
     assert step.target is not None, "asked by the caller"
-    known = _known.harms(candidates, ctx)
-    candidates = known[0] if known is not None else candidates
+    settled = [c for c in candidates if c.is_settled]
+    free = [c for c in candidates if not c.is_settled]
+    known = _known.harms(free, ctx)
+    free = known[0] if known is not None else free
+    candidates = [*free, *settled]
     made = {c.subject.name: [c.decomposition.factors(rank) for rank in c.ranks] for c in candidates}
-    harm = known[1] if known is not None else _harms(graph, candidates, made, step, ctx)
-    harm = {name: {KEEP: 0.0} | of for name, of in harm.items()}
-    for candidate in candidates:
+    harm = known[1] if known is not None else _harms(graph, free, made, step, ctx)
+    for candidate in free:
         _draw(candidate, harm[candidate.subject.name], ctx)
+    harm = {name: {KEEP: 0.0} | of for name, of in harm.items()}
     whole, cost = _costs(graph, candidates, step, ctx)
     rest = whole - sum(of[KEEP] for of in cost.values())
+    for name in (c.subject.name for c in settled):
+        harm[name], cost[name] = {0: 0.0}, {0: cost[name][0]}
     choices = _knapsack.least_harm(harm, cost, step.target.fraction * whole - rest)
     if choices is None:
         least = rest + sum(min(of.values()) for of in cost.values())

@@ -51,6 +51,12 @@ class Tucker(Decomposition):
         )
         return Factors(slots, weights, product)
 
+    def saves(self, rank: Rank) -> bool:
+        return self._is_within(rank) and super().saves(rank)
+
+    def _is_within(self, rank: Rank) -> bool:
+        return all(k <= size for k, size in zip(rank, self.shape, strict=False))
+
     def at_energy(self, share: float) -> Rank:
         outputs, inputs = self.shape[:2]
         sides = self.weight.reshape(outputs, -1), self.weight.swapaxes(0, 1).reshape(inputs, -1)
@@ -58,6 +64,8 @@ class Tucker(Decomposition):
         return s, r
 
     def why_not(self, rank: Rank) -> str:
+        if not self._is_within(rank):
+            return f"ranks {rank[0]} of the outputs and {rank[1]} of the inputs are not within its {self.shape[0]} and {self.shape[1]} channels"
         return (
             f"ranks {rank[0]} of the outputs and {rank[1]} of the inputs save nothing: their layers have {self.size(rank):,} weights, "
             f"it has {self.weight.size:,}"

@@ -16,9 +16,11 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from modelpress.spec.rewrite import RewriteLowRank
+from modelpress.spec.rewrite.low_rank import RANKS
 from workers.engine.context import Context
+from workers.engine.errors import Unsupported
 from workers.engine.graph import Graph
-from workers.engine.passes import _weights
+from workers.engine.passes import _overrides, _weights
 from workers.engine.passes.quantize import _moments
 from workers.engine.passes.quantize._matrix import Matrix
 from workers.engine.passes.rewrite import _layers, _rewriting, _target
@@ -34,18 +36,20 @@ def apply(graph: Graph, step: RewriteLowRank, ctx: Context) -> Graph:
     """Rewrites every layer that the recipe does not exclude and that gets smaller by it.
 
     Raises:
-        NothingChanged: there is none.
-        Unsupported: the target can't be reached.
+        NothingChanged: there is none, or an override has no effect.
+        Unsupported: the target can't be reached, or an override has another number of ranks than its layer.
         BadModel: a weight, or an input of a layer on training samples, is not finite.
         Diverged: training gave NaN or infinity.
     """
     _weights.turn(graph)
     subjects = _layers.find(graph, step, ctx)
+    own = _own_ranks(subjects, step)
+    subjects = _asked(subjects, own, step, ctx)
     roots = _roots(graph, subjects, step, ctx) if step.activation_aware else {}
     candidates = [
         candidate
         for subject in subjects
-        if (candidate := _candidate(subject, step, roots, ctx)) is not None
+        if (candidate := _candidate(subject, step, own, roots, ctx)) is not None
     ]
     if not candidates:
         raise _layers.nothing(step, ctx)
@@ -90,16 +94,50 @@ def form(
     return Svd(subject.weight, root)
 
 
+def _own_ranks(subjects: Sequence[Subject], step: RewriteLowRank) -> dict[str, int | Rank]:
+    """What the recipe says of single layers, by weight. Raises NothingChanged where it says it of none."""
+    layers = {subject.name: subject.layers[0] for subject in subjects}
+    return _overrides.of(layers, ((o.layers, o.rank) for o in step.overrides), "rewritten")
+
+
+def _asked(
+    subjects: Sequence[Subject], own: Mapping[str, int | Rank], step: RewriteLowRank, ctx: Context
+) -> Sequence[Subject]:
+    """Those that a rule or an override is about; the others are reported."""
+    if any(getattr(step, rule) is not None for rule in RANKS):
+        return subjects
+    for subject in subjects:
+        if subject.name not in own:
+            ctx.skipped(subject.name, "no override names it, and nothing else says a rank")
+    return [subject for subject in subjects if subject.name in own]
+
+
 def _candidate(
-    subject: Subject, step: RewriteLowRank, roots: Mapping[str, torch.Tensor], ctx: Context
+    subject: Subject,
+    step: RewriteLowRank,
+    own: Mapping[str, int | Rank],
+    roots: Mapping[str, torch.Tensor],
+    ctx: Context,
 ) -> Candidate | None:
     """The layer at the ranks that are asked for; null where they save nothing, which is reported."""
+    is_settled = subject.name in own
     made = form(subject, step, roots.get(subject.name), ctx)
-    ranks = _ranks(made, step)
+    ranks = (_named(made, subject, own[subject.name]),) if is_settled else _ranks(made, step)
     if ranks and made.saves(ranks[0]):
-        return Candidate(subject, made, ranks)
+        return Candidate(subject, made, ranks, is_settled)
     ctx.skipped(subject.name, made.why_not(ranks[0] if ranks else made.ranks[0]))
     return None
+
+
+def _named(made: Decomposition, subject: Subject, rank: int | Rank) -> Rank:
+    try:
+        return made.named(rank)
+    except ValueError as error:
+        raise Unsupported(
+            f"'{subject.name}' {error}",
+            layer=subject.name,
+            hint="give convolutions by Tucker-2 [outputs, inputs], and other layers one number; overrides may tell them apart by name",
+        ) from None
 
 
 def _ranks(made: Decomposition, step: RewriteLowRank) -> tuple[Rank, ...]:
