@@ -13,6 +13,7 @@ from app.tables import Job, Model, Sensitivity
 from modelpress.spec import sensitivity as spec
 from modelpress.spec.job import JobRequest
 from modelpress.spec.problem import Problem
+from modelpress.spec.state import TERMINAL
 
 _POINTER = "/sensitivity"
 
@@ -58,6 +59,34 @@ def page(
     return session.scalars(found.order_by(Sensitivity.id.desc()).limit(limit)).all()
 
 
+def remove(session: Session, project_id: str, sensitivity_id: str) -> None:
+    """Removes sensitivities; jobs that measured or used them stay, with their artifacts.
+
+    Raises:
+        NotFound: the project has none of that id.
+        Conflict: a job that is not over uses them.
+    """
+    found = get(session, project_id, sensitivity_id)
+    session.refresh(found, with_for_update=True)
+    if job_id := _user(session, found):
+        raise errors.Conflict(
+            f"job {job_id!r} uses sensitivities {found.id!r} and is not over",
+            code="sensitivity_in_use",
+            hint=f"wait until it has ended, or stop it with POST /v1/jobs/{job_id}:cancel",
+        )
+    session.delete(found)
+
+
+def _user(session: Session, found: Sensitivity) -> str | None:
+    """The oldest job that waits or runs with them."""
+    using = select(Job.id).where(
+        Job.project_id == found.project_id,
+        Job.state.not_in(TERMINAL),
+        Job.request["sensitivity"].as_string() == found.id,
+    )
+    return session.scalars(using.order_by(Job.id).limit(1)).one_or_none()
+
+
 def table(found: Sensitivity) -> spec.Sensitivity:
     """What was measured."""
     return spec.Sensitivity.model_validate(found.content)
@@ -70,10 +99,14 @@ def content(session: Session, job: Job) -> dict[str, Any] | None:
 
 
 def problems(session: Session, project_id: str, request: JobRequest) -> list[Problem]:
-    """Why a job can't use the sensitivities that it names; empty when it can, or names none."""
+    """Why a job can't use the sensitivities that it names; empty when it can, or names none.
+
+    They can't be removed before the caller's transaction ends.
+    """
     if request.sensitivity is None:
         return []
-    found = session.get(Sensitivity, request.sensitivity)
+    held = {"read": True, "key_share": True}
+    found = session.get(Sensitivity, request.sensitivity, with_for_update=held)
     if found is None or found.project_id != project_id:
         return [
             _problem(

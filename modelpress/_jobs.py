@@ -190,6 +190,14 @@ class Jobs(_calls.Calls):
         """What a job measured of each layer, as `table`."""
         return self._get(f"/v1/sensitivities/{_calls.id_of(sensitivity)}", Sensitivity)
 
+    def delete_sensitivity(self, sensitivity: str | Sensitivity) -> None:
+        """Removes what a job measured; the job stays, and its artifacts.
+
+        Raises:
+            Conflict: a job that is not over uses it.
+        """
+        self._http.request("DELETE", f"/v1/sensitivities/{_calls.id_of(sensitivity)}")
+
     def artifacts(self, job: str | Job) -> tuple[Artifact, ...]:
         """The files a job made."""
         return tuple(self._list(f"/v1/jobs/{_calls.id_of(job)}/artifacts", Artifact, {}))

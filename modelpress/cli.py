@@ -190,11 +190,17 @@ def sensitivity(
         Path | None,
         typer.Option("--svg", help="Also write the curves as a picture here.", dir_okay=False),
     ] = None,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Remove the sensitivities of this id from the server.")
+    ] = False,
     as_json: Json = False,
     url: Url = None,
     key: ApiKey = None,
 ) -> None:
     """Show what compressing each layer alone costs a model; measure it with `compress --recipe sensitivity`."""
+    if remove:
+        _remove_sensitivity(what, url, key)
+        return
     if Path(what).is_file():
         _print_table(_sensitivity.read(Path(what)), svg, as_json)
         return
@@ -341,6 +347,15 @@ def _finish(ended: Ended, as_json: bool) -> NoReturn:
         reason = f": {errors.explain(ended.failure)}" if ended.failure else ""
         _fail(Exit.FAILED, f"{ended.job or 'the job'} {ended.state}{reason}")
     raise typer.Exit(ended.exit)
+
+
+def _remove_sensitivity(what: str, url: str | None, key: str | None) -> None:
+    if not what.startswith(_sensitivity.ID):
+        raise typer.BadParameter(
+            f"--remove takes the id of sensitivities, {what!r} is none; `modelpress sensitivity MODEL` lists them"
+        )
+    with clients.Client(url, key) as client:
+        client.delete_sensitivity(what)
 
 
 def _print_table(table: Sensitivity, svg: Path | None, as_json: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Self
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Response
 from pydantic import BaseModel, Field
 
 from app import catalogue, sensitivities, tables
@@ -81,3 +81,12 @@ def read_sensitivity(sensitivity_id: SensitivityId, session: Db, me: Me) -> Whol
     """What was measured, layer by layer."""
     found = sensitivities.get(session, me.project_id, sensitivity_id)
     return WholeSensitivityBody.of(found, table=sensitivities.table(found))
+
+
+@router.delete(
+    "/sensitivities/{sensitivity_id}", status_code=204, responses={204: {"description": "Removed."}}
+)
+def remove_sensitivity(sensitivity_id: SensitivityId, session: Db, me: Me) -> Response:
+    """Removes sensitivities that no waiting or running job uses. The job that measured them stays, and its artifacts."""
+    sensitivities.remove(session, me.project_id, sensitivity_id)
+    return Response(status_code=204)

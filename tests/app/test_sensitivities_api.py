@@ -11,6 +11,7 @@ from sqlalchemy import select
 
 from app import db, jobs, tables
 from app.accounts import Principal
+from app.claims import Claim
 from app.tables import Model
 from modelpress.spec import order
 from modelpress.spec.job import JobRequest
@@ -33,15 +34,20 @@ def served(
         yield client, me
 
 
+def ordered(claim: Claim) -> order.CompressOrder:
+    """What the engine of a job would be asked."""
+    file = order.FileRef(path="input/m.onnx", sha256=making.digest(making.MODEL_BYTES))
+    recipe = JobRequest.model_validate(claim.job.request).recipe
+    return order.CompressOrder(model=file, recipe=recipe)
+
+
 def measured(me: Principal, model: str, **changes: Any) -> tuple[str, Sensitivity]:
     """A job that has measured a model, and what it found."""
     job_id = making.job(me, model_id=model, recipe=ANALYZE, data={"train": making.dataset(me)})
     with db.transaction() as session:
         claim = jobs.claim(session, job_id, owner="w", sandbox="none")
         assert claim is not None
-        asked = JobRequest.model_validate(claim.job.request)
-        file = order.FileRef(path="input/m.onnx", sha256=making.digest(making.MODEL_BYTES))
-        wanted = order.CompressOrder(model=file, recipe=asked.recipe)
+        wanted = ordered(claim)
         table = actor.table(wanted).model_copy(update=changes)
         report = actor.report(wanted, stages=2)
         assert jobs.finish_succeeded(session, claim, report, [], [table]) == "succeeded"
@@ -95,6 +101,7 @@ def test_nobody_else_sees_them(served: tuple[httpx.Client, Principal]) -> None:
         found = row.id
     assert client.get(f"/v1/models/{theirs}/sensitivities").status_code == 404
     assert client.get(f"/v1/sensitivities/{found}").status_code == 404
+    assert client.delete(f"/v1/sensitivities/{found}").status_code == 404
 
 
 def test_job_that_uses_them_says_so(served: tuple[httpx.Client, Principal]) -> None:
@@ -120,6 +127,44 @@ def test_job_that_cannot_use_them_is_refused(served: tuple[httpx.Client, Princip
     assert refusal(client, me, model=model, sensitivity="sns_x")[0] == "not_found"
     used = {"model": model, "sensitivity": item["id"], "recipe": PRUNED}
     assert refusal(client, me, **used)[0] == "unused_sensitivity"
+
+
+def test_removed_ones_are_gone_and_the_job_that_measured_stays(
+    served: tuple[httpx.Client, Principal],
+) -> None:
+    client, me = served
+    job_id, _ = measured(me, model := making.model(me))
+    kept, _ = measured(me, model)
+    gone = f"/v1/sensitivities/{listed(client, model)['items'][1]['id']}"
+    assert client.delete(gone).status_code == 204
+    assert client.get(gone).status_code == 404
+    assert client.delete(gone).status_code == 404
+    assert [item["job"] for item in listed(client, model)["items"]] == [kept]
+    assert client.get(f"/v1/jobs/{job_id}").json()["state"] == "succeeded"
+
+
+def test_those_of_a_job_that_is_not_over_are_not_removed(
+    served: tuple[httpx.Client, Principal],
+) -> None:
+    client, me = served
+    measured(me, model := making.model(me))
+    (item,) = listed(client, model)["items"]
+    body = {"model": model, "recipe": MIXED, "data": {"train": making.dataset(me)}}
+    job = client.post("/v1/jobs", json={**body, "sensitivity": item["id"]}).json()["id"]
+    used = f"/v1/sensitivities/{item['id']}"
+    refused = client.delete(used)
+    assert (refused.status_code, refused.json()["code"]) == (409, "sensitivity_in_use")
+    assert job in refused.json()["detail"]
+    with db.transaction() as session:
+        claim = jobs.claim(session, job, owner="w", sandbox="none")
+        assert claim is not None
+    assert client.delete(used).status_code == 409
+    assert client.get(used).status_code == 200
+    with db.transaction() as session:
+        report = actor.report(ordered(claim), stages=2)
+        assert jobs.finish_succeeded(session, claim, report, [], []) == "succeeded"
+    assert client.delete(used).status_code == 204
+    assert client.get(f"/v1/jobs/{job}").json()["sensitivity"] == item["id"]
 
 
 def test_same_file_uploaded_again_may_use_them(served: tuple[httpx.Client, Principal]) -> None:

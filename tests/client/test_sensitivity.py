@@ -89,3 +89,11 @@ def test_server_takes_ids_only(file: Path, monkeypatch: pytest.MonkeyPatch) -> N
     told = run(*argv)
     assert told.exit_code == Exit.USAGE, told.output
     assert "is no id of sensitivities on the server" in told.output
+
+
+def test_only_an_id_of_sensitivities_is_removed(file: Path) -> None:
+    told = run("sensitivity", "mdl_x", "--remove")
+    assert told.exit_code == Exit.USAGE, told.output
+    assert "'mdl_x' is none" in told.output
+    assert run("sensitivity", file, "--remove").exit_code == Exit.USAGE
+    assert file.exists()

@@ -124,6 +124,8 @@ def test_what_one_job_measured_is_used_by_the_next(
         assert client.job(json.loads(used.stdout)["job"]).sensitivity == known["id"]
         with pytest.raises(errors.Invalid, match="no sensitivities"):
             client.validate(model, {"steps": mixed}, data=data, sensitivity="sns_x")
+    assert run("sensitivity", known["id"], "--remove").exit_code == Exit.OK
+    assert run("sensitivity", known["id"]).exit_code == Exit.REFUSED
     argv = ("compress", "model.onnx", "--data", "data.npz", "--local", "--recipe", "mixed.json")
     here = run(*argv, "--sensitivity", "analyzed/sensitivity.json", "--json")
     for told in (used, here):
