@@ -50,6 +50,10 @@ class Coverage:
     """What the bytes of the packed file among them are for."""
     prepared: graph.Graph | None = field(default=None, compare=False)
     """The network in the form in which the step changed its layers: it computes what it did before; null where that is the form it came in."""
+    networks: dict[str, Callable[[], graph.Graph] | str] = field(
+        default_factory=dict, compare=False
+    )
+    """By layer, the network before the step with that layer alone changed, or why there is none; empty where layers are put back one by one."""
     sensitivity: Sensitivity | None = None
     """What the step found out of the network it was given."""
 

@@ -226,7 +226,11 @@ def _perform(
     )
     if step.changes_model:
         changed = alone.Changed(
-            ctx.coverage.prepared or graph, result, exported, [t.layer for t in stage.touched]
+            ctx.coverage.prepared or graph,
+            result,
+            exported,
+            [t.layer for t in stage.touched],
+            ctx.coverage.networks,
         )
         stage = gauge.explain(stage, changed, job.teller.part(_EXPLAINING, 1.0))
     return result, stage, ctx.coverage

@@ -30,6 +30,8 @@ STEPS: dict[str, dict[str, Any]] = {
     "float16": {"kind": "quantize.float16"},
     "xnor": {"kind": "quantize.binary", "method": "xnor", "training": {"epochs": 1}},
     "qat": {"kind": "quantize.qat", "training": {"epochs": 1}},
+    "low_rank": {"kind": "rewrite.low_rank", "ratio": 1.5},
+    "block": {"kind": "rewrite.blocks", "block": "separable"},
 }
 HARD = ("int8", "dynamic", "run", "xnor")
 """Those that put other nodes around a layer, or in its place."""
@@ -42,7 +44,8 @@ def performed(step: dict[str, Any], net: str, work: Path) -> tuple[Changed, Cont
     exported = work / "after.onnx"
     formats.save(after, exported)
     touched = [touched.layer for touched in ctx.coverage.touched]
-    return Changed(ctx.coverage.prepared or graph, after, exported, touched), ctx
+    made = ctx.coverage.networks
+    return Changed(ctx.coverage.prepared or graph, after, exported, touched, made), ctx
 
 
 def measured(
@@ -113,11 +116,62 @@ def test_layers_beyond_the_bound_are_named_with_the_reason(tmp_path):
     assert all("others are larger" in layer.reason for layer in rest)
 
 
-def test_a_layer_of_another_shape_is_not_measured_alone(tmp_path):
-    changed, ctx = performed({"kind": "prune.channels", "fraction": 0.5}, "plain_cnn", tmp_path)
+CHANNELS = {"kind": "prune.channels", "fraction": 0.5}
+
+
+def made_by(graph: Graph, weight: str) -> list[str]:
+    """Vectors that make a layer's outputs what they are: scale and bias of its normalization, or its own bias behind its weight."""
+    [layer] = graph.initializers[weight].consumers()
+    [norm] = layer.outputs[0].consumers()
+    last = norm if norm.op_type == "BatchNormalization" else layer
+    return [value.name or "" for value in last.inputs[1:3] if value is not None]
+
+
+def zeroed(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    changed = array.copy()
+    changed[rows] = 0
+    return changed
+
+
+STILL = {"epochs": 1, "batch_size": 48, "learning_rate": 1e-12}
+"""Training that moves nothing."""
+
+
+@pytest.mark.parametrize("more", [{}, {"rounds": 3, "fine_tune": STILL}])
+def test_channels_alone_cost_what_zeros_in_their_place_do(more, tmp_path):
+    changed, ctx = performed({**CHANNELS, **more}, "plain_cnn", tmp_path)
     effect, layers = measured(changed, ctx)
     assert effect.relative_l2_difference > 0
-    assert any("shape" in layer.reason for layer in layers.values())
+    before, after = changed.before, changed.after
+    for weight in ("weight_1", "weight_10", "weight_20"):
+        names = made_by(before, weight)
+        rows = ~np.isin(before.weight(names[1]), after.weight(names[1]))
+        assert rows.mean() == 0.5
+        wanted = error_with(before, {n: zeroed(before.weight(n), rows) for n in names}, ctx)
+        assert layers[weight].relative_l2_difference == pytest.approx(wanted, rel=1e-4), weight
+    assert "what it lost are inputs" in layers["weight_24"].reason
+
+
+def test_channels_of_joined_layers_are_measured_once(tmp_path):
+    changed, ctx = performed(CHANNELS, "residual_cnn", tmp_path)
+    _, layers = measured(changed, ctx)
+    assert set(layers) == set(changed.touched)
+    found = {name for name, layer in layers.items() if layer.relative_l2_difference}
+    joined = {name for name, layer in layers.items() if "go with those of" in layer.reason}
+    assert {name for name, layer in layers.items() if "are inputs" in layer.reason} == {"weight_58"}
+    assert found | joined | {"weight_58"} == set(layers)
+    assert sum(layers[name].share or 0 for name in found) == pytest.approx(1)
+
+
+def test_a_block_and_the_normalization_in_it_take_the_place_of_both(tmp_path):
+    """A separable block begins with the best fit of rank one, as rewrite.depthwise makes it in front of the same normalization."""
+    found = []
+    for step in (STEPS["block"], {"kind": "rewrite.depthwise", "min_inputs": 1}):
+        changed, ctx = performed(step, "residual_cnn", tmp_path)
+        _, layers = measured(changed, ctx)
+        found.append({name: layer.relative_l2_difference for name, layer in layers.items()})
+    assert len(found[0]) == 5
+    assert found[0] == pytest.approx(found[1], rel=0.02)
 
 
 def test_equalized_layers_compare_with_the_equalized_network(tmp_path):

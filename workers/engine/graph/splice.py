@@ -37,6 +37,8 @@ def splice(
         shapes: Of the values of `graph`, by name.
         source_shapes: Of the values of `source`.
 
+    Values that only these nodes read need not be in `source`: a convolution and the normalization behind it may have become something else.
+
     Raises:
         Unsupported: `source` has nothing of their shape in their place, or only together with another layer.
     """
@@ -46,7 +48,7 @@ def splice(
         value: frame.end(value)
         for node in nodes
         for value in node.outputs
-        if value.uses() or value.is_graph_output()
+        if value.is_graph_output() or not set(value.consumers()) <= set(nodes)
     }
     region = frame.region(ends.values())
     frame.check_alone(region, names)

@@ -4,12 +4,14 @@
 
 Each such network is put together from the two graphs (graph/splice.py), written and run by ONNX Runtime on some of the samples of the
 eval split: codes, scales, roundings of the layer's inputs, its bias and the BatchNormalization behind it are those of the exported file.
+Where shapes of layers hang together, as those of channels do, the step hands over such networks itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +60,8 @@ class Changed:
     """The file of `after`."""
     touched: Sequence[str]
     """Weights or nodes that the step changed, by name."""
+    networks: Mapping[str, Callable[[], Graph] | str] = field(default_factory=dict)
+    """`before` with one layer changed, as the step hands it over, or why there is none; empty where it is to be put together."""
 
 
 def measure(
@@ -78,12 +82,13 @@ def measure(
     bench = _Bench(changed, few, work / "alone", threads)
     before, reference = bench.before()
     after = quality.measure(changed.exported, few, reference, threads=threads)
-    layers = _layers(changed)
+    networks, left_out = bench.networks(changed)
     found: list[LayerError] = []
-    for number, (name, nodes) in enumerate(list(layers.items())[: bounds.layers], start=1):
-        found.append(bench.alone(name, nodes, reference))
-        report(number / min(len(layers), bounds.layers))
-    rest = [_unmeasured(changed.before, n, _TOO_MANY) for n in list(layers)[bounds.layers :]]
+    for number, (name, make) in enumerate(list(networks.items())[: bounds.layers], start=1):
+        found.append(bench.alone(name, make, reference))
+        report(number / min(len(networks), bounds.layers))
+    left_out |= dict.fromkeys(list(networks)[bounds.layers :], _TOO_MANY)
+    rest = [_unmeasured(changed.before, name, reason) for name, reason in left_out.items()]
     return _effect(before, after), (*_with_shares(found), *rest)
 
 
@@ -112,12 +117,19 @@ class _Bench:
         kept = self._folder / "outputs"
         return quality.baseline(path, self._samples, kept, threads=self._threads)
 
-    def alone(self, name: str, nodes: Sequence[str], reference: Reference) -> LayerError:
+    def networks(self, changed: Changed) -> tuple[dict[str, Callable[[], Graph]], dict[str, str]]:
+        """Networks with one layer changed, that of the largest first; and why others have none."""
+        if not changed.networks:
+            return {n: partial(self._spliced, nodes) for n, nodes in _layers(changed).items()}, {}
+        ordered = sorted(changed.networks, key=lambda name: -_elements(changed.before, name))
+        given = {name: changed.networks[name] for name in ordered}
+        made = {name: make for name, make in given.items() if not isinstance(make, str)}
+        return made, {name: why for name, why in given.items() if isinstance(why, str)}
+
+    def alone(self, name: str, make: Callable[[], Graph], reference: Reference) -> LayerError:
         """How it does with one layer changed."""
-        network = self._graph.clone()
         try:
-            splice.splice(network, self._after, nodes, self._shapes, self._new_shapes)
-            path = self._write(network)
+            path = self._write(make())
             found = quality.measure(path, self._samples, reference, threads=self._threads)
         except EngineError as error:
             return _unmeasured(self._graph, name, f"not measured alone: {error.message}")
@@ -128,6 +140,11 @@ class _Bench:
             agreement=found.agreement,
             accuracy=found.accuracy,
         )
+
+    def _spliced(self, nodes: Sequence[str]) -> Graph:
+        network = self._graph.clone()
+        splice.splice(network, self._after, nodes, self._shapes, self._new_shapes)
+        return network
 
     def _write(self, network: Graph) -> Path:
         for file in self._folder.glob("network.onnx*"):
@@ -160,7 +177,7 @@ def _nodes(graph: Graph, name: str) -> list[ir.Node]:
 
 
 def _norm(node: ir.Node, changed: Changed) -> list[ir.Node]:
-    """The BatchNormalization behind a layer, where the step trained or measured it anew for what the layer makes now."""
+    """The BatchNormalization behind a layer, where the step trained or measured it anew for what the layer makes now, or replaced both."""
     users = list(node.outputs[0].consumers())
     if len(users) != 1 or users[0].op_type != "BatchNormalization":
         return []
@@ -168,7 +185,9 @@ def _norm(node: ir.Node, changed: Changed) -> list[ir.Node]:
     both = [
         n for n in names if n in changed.before.initializers and n in changed.after.initializers
     ]
-    same = all(np.array_equal(changed.before.weight(n), changed.after.weight(n)) for n in both)
+    same = bool(both) and all(
+        np.array_equal(changed.before.weight(n), changed.after.weight(n)) for n in both
+    )
     return [] if same else users
 
 

@@ -26,6 +26,7 @@ from workers.engine.graph.channels.plan import Key, Plan
 from workers.engine.graph.channels.surgery import Cost
 from workers.engine.passes import _lookahead, _settle, _weights
 from workers.engine.passes.prune import (
+    _alone,
     _controls,
     _goal,
     _importance,
@@ -59,6 +60,7 @@ class _Work:
     goal: Goal
     levels: Levels | None
     """With scope 'sensitivity': what fractions of each layer cost."""
+    trail: _alone.Trail
 
 
 def apply(graph: Graph, step: PruneChannels, ctx: Context) -> Graph:
@@ -74,13 +76,15 @@ def apply(graph: Graph, step: PruneChannels, ctx: Context) -> Graph:
     _weights.turn(graph)
     input_shapes = _input_shapes(graph, ctx)
     _settle_weights(graph, input_shapes, ctx)
-    before = _layers.Before.of(graph)
+    before, whole = _layers.Before.of(graph), graph.clone()
     plan = _plan(graph, step, input_shapes)
     reasons = _layers.reasons(graph, plan, step)
     _layers.note_attention(plan, step, ctx)
     goal = _open(graph, plan, step, input_shapes, ctx)
     levels = _sensitivity.levels(graph, plan, step, ctx)
-    work = _Work(graph, step, ctx, input_shapes, _selection.totals(plan), goal, levels)
+    work = _Work(
+        graph, step, ctx, input_shapes, _selection.totals(plan), goal, levels, _alone.Trail()
+    )
     try:
         _prune(work, plan)
     finally:
@@ -89,6 +93,7 @@ def apply(graph: Graph, step: PruneChannels, ctx: Context) -> Graph:
     left = channels.plan.again(graph, input_shapes, plan)
     _layers.cover(graph, before, reasons, work.totals, left, ctx)
     _layers.note_statistics(plan, left, ctx)
+    _explain(whole, plan, work)
     _note_cost(goal.whole, _cost(graph, left, input_shapes), ctx)
     _controls.train_all(graph, step, for_controls)
     return graph
@@ -166,6 +171,7 @@ def _prune(work: _Work, plan: Plan) -> None:
         removed = work.goal.find(graph, candidates, now, ctx)
         if removed.any():
             channels.surgery.remove(graph, plan, removed, work.shapes)
+            work.trail.follow(plan, removed)
         _recover(work, now)
 
 
@@ -194,6 +200,16 @@ def _recover(work: _Work, now: Round) -> None:
         recover=step.recover,
         since=since,
     )
+
+
+def _explain(whole: Graph, plan: Plan, work: _Work) -> None:
+    """Leaves for the report networks of which one layer alone is pruned. whole: the graph that `plan` was made of."""
+    coverage = work.ctx.coverage
+    own = channels.plan.again(whole, work.shapes, plan)
+    coverage.prepared = whole
+    touched = [touched.layer for touched in coverage.touched]
+    gone = work.trail.gone(own)
+    coverage.networks = _alone.networks(whole, own, gone, work.shapes, touched)
 
 
 def _note_cost(whole: Cost, left: Cost, ctx: Context) -> None:

@@ -42,9 +42,9 @@ def apply(graph: Graph, step: RewriteLowRank, ctx: Context) -> Graph:
         Diverged: training gave NaN or infinity.
     """
     _weights.turn(graph)
-    subjects = _layers.find(graph, step, ctx)
-    own = _own_ranks(subjects, step)
-    subjects = _asked(subjects, own, step, ctx)
+    found = _layers.find(graph, step, ctx)
+    own = _own_ranks(found, step)
+    subjects = _asked(found, own, step, ctx)
     roots = _roots(graph, subjects, step, ctx) if step.activation_aware else {}
     candidates = [
         candidate
