@@ -64,18 +64,20 @@ def networks(
 
 
 def _parts(graph: Graph, plan: Plan, gone: Removed) -> tuple[dict[str, Removed], dict[str, str]]:
-    """What went, by the first layer that made it; and the other layers that made it, with the first one."""
-    outputs = {(layer.weight, layer.out_axis) for layer in match.layers(graph)}
+    """What went, by the first layer that made it; and all weights that it went out of, but for inputs, with that layer."""
+    layers = match.layers(graph)
+    outputs = {(layer.weight, layer.out_axis) for layer in layers}
+    inputs = {(layer.weight, layer.in_axis) for layer in layers}
     parts: dict[str, Removed] = {}
     joined: dict[str, str] = {}
     for family in plan.families:
         mine = np.zeros_like(gone)
         mine[family.classes] = gone[family.classes]
         if mine.any():
-            makers = [name for name, axis in family.axes if (name, axis) in outputs]
-            first, *others = makers or [family.axes[0][0]]
+            own = [at for at in family.axes if at not in inputs] or [family.axes[0]]
+            first = next((name for name, axis in own if (name, axis) in outputs), own[0][0])
             parts[first] = parts.get(first, np.zeros_like(gone)) | mine
-            joined.update(dict.fromkeys(others, first))
+            joined.update(dict.fromkeys((name for name, _ in own), first))
     return parts, joined
 
 
