@@ -9,7 +9,8 @@ from typing import Protocol
 
 import numpy as np
 
-from modelpress.packed import entropy, huffman, maps
+from modelpress.packed import cells, entropy, huffman, maps
+from modelpress.packed.cells import Cells, Even, Uneven
 from modelpress.packed.contexts import Layout
 from modelpress.packed.huffman import Symbols
 from modelpress.packed.maps import Elements
@@ -20,10 +21,8 @@ SLAB = 1 << 20
 MAX_GAP_BITS = 8
 _CHUNK = 1 << 15
 """Symbols that are looked up at a time, so that they stay in the processor's cache."""
-TRANSPOSED, COLUMNS, NEIGHBOURS, SPLIT, LOW_BITS = 1, 2, 4, 8, 16
+TRANSPOSED, COLUMNS, NEIGHBOURS, SPLIT, EVEN, UNEVEN = 1, 2, 4, 8, 16, 32
 """Flags of an entropy code."""
-LOW = (1, 2, 4, 8)
-"""How many low bits of a symbol may be stored as they are."""
 
 
 class Codec(IntEnum):
@@ -247,68 +246,65 @@ class Relative:
 
 @dataclass(frozen=True)
 class Entropy:
-    """Entropy coded symbols. Of large alphabets the low bits may be stored as they are."""
+    """Entropy coded symbols. Large alphabets are cut into cells."""
 
-    alphabet: int
+    cells: Cells
     layout: Layout
-    """Of what is above the low bits."""
-    low: int = 0
+    """Of the cells."""
 
     @classmethod
     def read(cls, reader: Reader, alphabet: int, columns: int) -> Entropy:
-        """Reads a byte of flags, how many bits are low, and the centre, where there are such.
+        """Reads a byte of flags, the cells, and the centre, where there are such.
 
         Raises:
             PackedError: rows are made use of, but the tensor has no columns, or there is but one symbol.
         """
-        flags = reader.choice("contexts of an entropy code", 32)
+        flags = reader.choice("contexts of an entropy code", 64)
         uses_rows = bool(flags & (TRANSPOSED | COLUMNS | NEIGHBOURS))
         if alphabet < 2 or (uses_rows and not columns):
             raise PackedError("an entropy code has one symbol, or contexts but no columns")
-        low = 0
-        if flags & LOW_BITS:
-            low = reader.choice("low bits of a symbol", max(LOW) + 1)
-            if low not in LOW:
-                raise PackedError(f"{low} low bits of a symbol")
-        above = high(alphabet, low)
+        cut = _cells(reader, flags, alphabet)
         layout = Layout()
-        if flags & ~LOW_BITS:
+        if flags & ~(EVEN | UNEVEN):
             layout = Layout(
                 columns=columns,
                 transposed=bool(flags & TRANSPOSED),
                 use_columns=bool(flags & COLUMNS),
                 use_neighbours=bool(flags & NEIGHBOURS),
                 split=bool(flags & SPLIT),
-                centre=reader.number("centre", above - 1),
+                centre=reader.number("centre", cut.count - 1),
             )
-        return cls(alphabet, layout, low)
+        return cls(cut, layout)
 
     def decode(self, reader: Reader, count: int) -> Symbols:
         code = reader.blob("an entropy code", 4 * count + 16)
-        found = entropy.decode(code, count, high(self.alphabet, self.low), self.layout)
-        if not self.low:
-            return found
-        size_bytes = (count * self.low + 7) // 8
-        low = maps.split(reader.take(size_bytes, "low bits of symbols"), self.low)[:count]
-        found = found << self.low | low
-        if int(found.max(initial=0)) >= self.alphabet:
-            raise PackedError("a symbol is beyond its alphabet")
-        return found
+        found = entropy.decode(code, count, self.cells.count, self.layout)
+        return self.cells.decode(reader, found)
 
 
-def high(alphabet: int, low: int) -> int:
-    """How many different symbols are left without their low bits."""
-    return ((alphabet - 1) >> low) + 1
+def _cells(reader: Reader, flags: int, alphabet: int) -> Cells:
+    """Reads how an alphabet is cut. Raises as `cells.read_uneven`."""
+    if flags & EVEN and flags & UNEVEN:
+        raise PackedError("cells are even and are not")
+    if flags & UNEVEN:
+        return cells.read_uneven(reader, alphabet)
+    low = 0
+    if flags & EVEN:
+        low = reader.choice("low bits of a symbol", cells.MAX_LOW + 1)
+        if not low:
+            raise PackedError("no low bits of a symbol")
+    return Even(alphabet, low)
 
 
-def flags_of(layout: Layout, low: int) -> int:
+def flags_of(layout: Layout, cut: Cells) -> int:
     """The byte that `Entropy.read` reads first."""
     flags = {
         TRANSPOSED: layout.transposed,
         COLUMNS: layout.use_columns,
         NEIGHBOURS: layout.use_neighbours,
         SPLIT: layout.split,
-        LOW_BITS: low > 0,
+        EVEN: isinstance(cut, Even) and cut.low > 0,
+        UNEVEN: isinstance(cut, Uneven),
     }
     return sum(flag for flag, is_set in flags.items() if is_set)
 

@@ -95,22 +95,21 @@ def walk(size: int, alphabet: int, layout: Layout, source: Source) -> Symbols:
 
 def frequencies(counts: Ints) -> Ints:
     """Frequencies of symbols that came so often, all at least 1, their sum 2^PRECISION: [symbols]."""
-    found: Ints = share_out((2 * counts + 1)[None])[0]
-    return found
+    return share_out(2 * counts + 1)
 
 
-def frequencies_of(counts: Ints, totals: Ints) -> Ints:
-    """The same for contexts, [contexts, symbols]: each begins as if it had seen four symbols of all that came before, `totals`."""
+def weights_of(counts: Ints, totals: Ints) -> Ints:
+    """What frequencies are shared out by in contexts, [contexts, symbols]: each begins as if it had seen four symbols of `totals`."""
     seen = 2 * totals + 1
-    return share_out(32 * counts + 128 * seen // int(seen.sum()) + 1)
+    return 32 * counts + 128 * seen // int(seen.sum()) + 1
 
 
 def share_out(weights: Ints) -> Ints:
-    """Shares out in proportion to the weights of each row; what is left over goes to its heaviest symbol, of several to the first."""
-    free = (1 << PRECISION) - weights.shape[1]
-    found: Ints = 1 + weights * free // weights.sum(axis=1, keepdims=True)
-    rest = (1 << PRECISION) - found.sum(axis=1)
-    found[np.arange(len(found)), np.argmax(found, axis=1)] += rest
+    """Shares out in proportion to the weights; what is left over goes to the heaviest symbol, of several to the first."""
+    found: Ints = weights * ((1 << PRECISION) - len(weights))
+    found //= int(weights.sum())
+    found += 1
+    found[int(found.argmax())] += (1 << PRECISION) - int(found.sum())
     return found
 
 
@@ -167,13 +166,13 @@ class _Model:
         return self._by_context(source, contexts, learn=learn)
 
     def _by_context(self, source: Source, contexts: _Contexts, *, learn: bool) -> Symbols:
-        using = frequencies_of(self.counts, self.totals)
+        weights = weights_of(self.counts, self.totals)
         result = np.empty(contexts.shape, np.int32)
         for first, columns in contexts.blocks():
             block = result if columns is None else np.empty((len(result), len(columns)), np.int32)
             flat = block.reshape(-1)
             for near, place, count in contexts.places(columns):
-                symbols = source.take(place, count, using[first + near])
+                symbols = source.take(place, count, share_out(weights[first + near]))
                 flat[slice(None) if place.inner is None else place.inner] = symbols
                 if learn:
                     found = _count(symbols, len(self.totals))

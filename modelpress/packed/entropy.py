@@ -46,7 +46,7 @@ def of_several(frequencies: Ints, several: int) -> Ints:
     """Frequencies of so many symbols at a time; the first of them counts highest."""
     while several > 1:
         products = frequencies[:, None] * frequencies >> PRECISION - 4
-        frequencies = contexts.share_out(products.reshape(1, -1))[0]
+        frequencies = contexts.share_out(products.reshape(-1))
         several //= 2
     return frequencies
 

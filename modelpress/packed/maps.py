@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -107,11 +109,17 @@ def split(content: bytes, width: int) -> Elements:
     """The elements of bytes: the inverse of `join`."""
     if width >= 8:
         return np.frombuffer(content, dtype(width))
-    shifts = np.arange(0, 8, width, dtype=np.uint8)
-    found: NDArray[np.uint8] = np.frombuffer(content, np.uint8)[:, None] >> shifts & np.uint8(
-        (1 << width) - 1
-    )
+    found = _in_byte(width).take(np.frombuffer(content, np.uint8)).view(np.uint8)
     return found.reshape(-1)
+
+
+@cache
+def _in_byte(width: int) -> Elements:
+    """What each byte holds, as one number whose bytes are the elements."""
+    shifts = np.arange(0, 8, width, dtype=np.uint8)
+    elements = np.arange(256, dtype=np.uint8)[:, None] >> shifts & np.uint8((1 << width) - 1)
+    found: Elements = elements.view(f"u{8 // width}").reshape(-1)
+    return found
 
 
 def rotate(elements: Elements, width: int, by: int) -> Elements:

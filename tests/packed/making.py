@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
+from scipy import special
 
 from modelpress import packed
 from modelpress.packed import container
@@ -31,6 +33,24 @@ def entropy_bits(symbols: np.ndarray) -> float:
     """n H0: what no code of single symbols can go below."""
     counts = np.unique(symbols, return_counts=True)[1]
     return float(-(counts * np.log2(counts / counts.sum())).sum())
+
+
+def regret_bits(alphabet: int, size: int) -> float:
+    """What every code of `size` symbols needs beyond n H0 for the worst of them (Shtarkov 1987): log2 of the sum over all maps of their
+    likelihoods at their own frequencies, by the recurrence of Kontkanen and Myllymäki (2007).
+    """
+    if alphabet == 1:
+        return 0.0
+    ones = np.arange(size + 1)
+    others = size - ones
+    logs = special.gammaln(size + 1) - special.gammaln(ones + 1) - special.gammaln(others + 1)
+    logs += special.xlogy(ones, ones / size) + special.xlogy(others, others / size)
+    growth = float(np.exp(logs).sum())
+    bits = math.log2(growth)
+    for symbols in range(1, alphabet - 1):
+        growth = 1 + size / symbols / growth
+        bits += math.log2(growth)
+    return bits
 
 
 def section(array: np.ndarray, method: str, type_: ir.DataType | None = None) -> bytes:

@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+import io
 import itertools
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelpress.packed import contexts, entropy
+from modelpress.packed.cells import Even, Uneven
 from modelpress.packed.contexts import Layout
-from modelpress.packed.reading import PackedError
+from modelpress.packed.reading import PackedError, Reader
 from tests.packed import making
-from workers.engine.formats.packing import layouts
+from workers.engine.formats.packing import cells, choice, layouts
+from workers.engine.formats.packing import container as packing
 
 few = settings(max_examples=30, derandomize=True, deadline=None)
 ALPHABET = 9
@@ -64,7 +68,7 @@ def test_frequencies_are_whole_and_none_is_zero(counts, data):
     of_context = data.draw(st.lists(st.just(0) | st.integers(0, 2**20), min_size=1, max_size=1))
     for found in (
         contexts.frequencies(array),
-        contexts.frequencies_of(array[None] // (1 + of_context[0]), array)[0],
+        contexts.share_out(contexts.weights_of(array[None] // (1 + of_context[0]), array)[0]),
     ):
         assert found.sum() == 1 << contexts.PRECISION
         assert found.min() >= 1
@@ -184,10 +188,86 @@ def test_frequencies_of_several_symbols_are_the_products(alphabet, several):
 def test_low_bits_that_tell_nothing_are_stored_as_they_are():
     rng = np.random.default_rng(0)
     symbols = (rng.normal(128, 20, 120_000).clip(0, 255).astype(int) & ~7) | rng.integers(0, 8)
-    assert layouts.low_bits(symbols, 256) == 0  # they are always the same
+    assert cells.best(symbols, 256) != Even(256, 3)  # they are always the same
     noise = symbols & ~7 | rng.integers(0, 8, len(symbols))
-    assert layouts.low_bits(noise, 256) > 0
+    assert cells.best(noise, 256) == Even(256, 3)
     array = noise.astype(np.uint8)
     code = making.section(array, "entropy")
     assert 8 * len(code) <= 1.01 * making.entropy_bits(noise)
     assert making.contents(code, array.nbytes) == array.tobytes()
+
+
+CUTS = [
+    *(Even(90, low) for low in range(7)),
+    Even(40_000, 15),
+    Uneven(90, (0, 0, 1, 2, 3, 4, 5, 5)),
+    Uneven(90, (6, 6)),
+    Uneven(40_000, (15, 0, 13)),
+]
+
+
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+@pytest.mark.parametrize("size", [0, 1, 2, 70_001])
+def test_symbols_come_back_from_cells(cut, size):
+    symbols = np.random.default_rng(0).integers(0, cut.alphabet, size)
+    low = cells.low_bits(symbols, cut)
+    reader = Reader(io.BytesIO(low), len(low))
+    assert (cut.decode(reader, cells.of(symbols, cut)) == symbols).all()
+    assert not reader.left
+
+
+def zipf(alphabet: int) -> np.ndarray:
+    shares = 1 / np.arange(1, alphabet + 1)
+    return shares / shares.sum()
+
+
+def test_alphabet_whose_neighbours_are_about_as_frequent_is_cut_into_few_cells():
+    symbols = np.random.default_rng(0).choice(4096, 120_000, p=zipf(4096))
+    cut = cells.best(symbols, 4096)
+    assert isinstance(cut, Uneven)
+    assert cut.count <= cells.FEW
+    assert cells.bits(symbols, cut) < layouts.bits(symbols, 4096, PLAIN)
+
+
+def test_tree_keeps_what_tells_symbols_apart():
+    counts = np.array([900, 100, 50, 50, 10, 10, 10, 10])
+    assert cells.tree(counts, 4).widths == (0, 0, 1, 2)
+    assert cells.tree(counts, 1).widths == (3,)
+
+
+@pytest.mark.parametrize("widths", [(0,), (1, 1, 1), (0, 0), (2, 2)])
+def test_cells_that_do_not_fit_their_alphabet_are_refused(widths):
+    with pytest.raises(PackedError, match="cells do not cover"):
+        Uneven(3, widths)
+
+
+SHARES = {
+    "flat": lambda alphabet: np.full(alphabet, 1 / alphabet),
+    "normal": normal,
+    "zipf": zipf,
+    "zipf in no order": lambda k: np.random.default_rng(5).permutation(zipf(k)),
+    "one of a hundred": lambda alphabet: peaked(0.01, alphabet),
+    "half": lambda alphabet: peaked(0.5, alphabet),
+}
+SIZES = [(alphabet, 100_000) for alphabet in (2, 256, 4096, 65_536)] + [(17, 300_000)]
+
+
+@pytest.mark.parametrize(("alphabet", "size"), SIZES)
+@pytest.mark.parametrize("name", SHARES)
+def test_maps_of_any_alphabet_are_within_a_hundredth_of_what_any_coder_needs(name, alphabet, size):
+    """n H0 and the regret, which no coder that does not know the frequencies can do without on all maps.
+
+    The table of values is not counted, but how symbols are cut is.
+    """
+    drawn = np.random.default_rng(1).choice(alphabet, size, p=SHARES[name](alphabet))
+    values, symbols = np.unique(drawn, return_inverse=True)
+    array = values.astype(np.uint32) * 40_503  # too far apart to count up
+    content = array[symbols].tobytes()
+    plan, columns = choice.plan(content, ir.DataType.UINT32, (size,), "entropy")
+    coded = len(packing.section(content, plan, columns)) - len(plan.codebook)
+    least = making.entropy_bits(symbols) + making.regret_bits(len(values), size)
+    assert 8 * coded <= 1.01 * least + 8 * OVERHEAD
+
+
+OVERHEAD = 12
+"""Bytes of a section that come before any code: columns, codec, how many values, flags, length of the code, and its last word."""

@@ -224,6 +224,11 @@ def entropy_section(symbols: bytes, flags: bytes = b"\0", columns: int = 0) -> b
     return number(columns) + bytes([Codec.ENTROPY, 8]) + table + flags + blob(symbols)
 
 
+def cut_section(flags: bytes, code: bytes = b"\0\xff") -> bytes:
+    """Of an alphabet of three symbols, and cells."""
+    return number(0) + bytes([Codec.ENTROPY, 8]) + number(3) + b"\1\0" + flags + code
+
+
 BOMBS = {
     "a model over the limit": crafted(2**40, skeleton=b"x"),
     "sizes that do not add up": crafted(500, (0, 10, b"\0\0" + bytes(10)), skeleton=b"x"),
@@ -244,12 +249,15 @@ BOMBS = {
     "a codec that is none": crafted(100, (0, 100, b"\0\x63")),
     "an entropy code cut short": crafted(100, (0, 100, entropy_section(b"\0"))),
     "contexts without columns": crafted(100, (0, 100, entropy_section(b"\1", b"\3\0"))),
-    "a symbol beyond its alphabet": crafted(
-        4, (0, 4, number(0) + bytes([Codec.ENTROPY, 8]) + number(3) + b"\1\0\x10\2\0\xff")
-    ),
-    "low bits that are none": crafted(
-        4, (0, 4, number(0) + bytes([Codec.ENTROPY, 8]) + number(3) + b"\1\0\x10\3\0\xff")
-    ),
+    "a symbol beyond its alphabet": crafted(4, (0, 4, cut_section(b"\x10\2"))),
+    "low bits that are none": crafted(4, (0, 4, cut_section(b"\x10\0"))),
+    "low bits over the limit": crafted(4, (0, 4, cut_section(b"\x10\x10"))),
+    "cells even and not": crafted(4, (0, 4, cut_section(b"\x30\2"))),
+    "no cells": crafted(4, (0, 4, cut_section(b"\x20\0"))),
+    "more cells than symbols": crafted(4, (0, 4, cut_section(b"\x20\4\0\0"))),
+    "cells that leave symbols out": crafted(4, (0, 4, cut_section(b"\x20\2\0"))),
+    "a symbol behind the last cell's": crafted(4, (0, 4, cut_section(b"\x20\1\x20"))),
+    "bits of cells that are not there": crafted(4, (0, 4, cut_section(b"\x20\1\x20", b"\0"))),
     "steps of bytes": crafted(4, (0, 4, b"\0" + bytes([Codec.ENTROPY, 8]) + number(3) + b"\2\0")),
     "columns that do not fit": crafted(100, (0, 100, entropy_section(b"\1", b"\3\0", 7))),
 }

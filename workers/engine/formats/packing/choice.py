@@ -11,9 +11,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from modelpress.packed import codecs, maps
+from modelpress.packed.cells import Even
 from modelpress.packed.contexts import Layout
 from modelpress.packed.maps import Elements
-from workers.engine.formats.packing import huffman, layouts, plans, relative
+from workers.engine.formats.packing import cells, huffman, layouts, plans, relative
 from workers.engine.formats.packing.plans import Method, Plan, Table
 
 FLOATS = frozenset(
@@ -34,7 +35,7 @@ _HALVES = (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128)
 _MOST_COLUMNS = 2
 _CLEARLY_FEW = 256
 """Up to so many distinct values, wide elements are not tried byte by byte."""
-_FEW = 0.5
+_FEW = 0.75
 """More distinct values than this share of the elements are no table."""
 
 
@@ -57,7 +58,15 @@ def slabs_of(content: bytes, width: int, columns: int) -> list[Elements]:
 def _size(content: bytes, option: Plan, columns: int) -> float:
     slabs = slabs_of(content, option.width, columns)
     sample = len(slabs) // 2 if len(slabs) > 1 else None
-    return plans.size(option, slabs, sample) + (1 if columns < 128 else 2)
+    size = plans.size(option, slabs, sample) + (1 if columns < 128 else 2)
+    return size * _time(option)
+
+
+def _time(option: Plan) -> float:
+    """What a decoder's time counts for, beside the bytes: an alphabet that is not cut is decoded slowly."""
+    if isinstance(option, plans.Map) and isinstance(option.coder, plans.Entropy):
+        return cells.time(option.coder.cut)
+    return 1.0
 
 
 def _plans(
@@ -100,10 +109,22 @@ def _maps(content: bytes, table: Table, columns: int, method: Method) -> Iterato
     if len(table.values) == 1:
         yield plans.Map(table, plans.Constant()), 0
         return
-    for coder in _coders(
-        [table.symbols(slab) for slab in slabs], len(table.values), columns, method
-    ):
+    symbols = [table.symbols(slab) for slab in slabs]
+    for coder in _coders(symbols, len(table.values), columns, method):
         yield plans.Map(table, coder), columns
+        if isinstance(coder, plans.Entropy) and coder.cut.count > cells.MANY and not columns:
+            yield _by_rank(table, symbols), columns
+
+
+def _by_rank(table: Table, symbols: Sequence[NDArray[np.int32]]) -> Plan:
+    """With the commonest value first: what is next to each other is about as frequent, so that the alphabet can be cut."""
+    counts = sum(np.bincount(slab, minlength=len(table.values)) for slab in symbols)
+    ranking = np.argsort(-np.asarray(counts), kind="stable")
+    ranks = np.argsort(ranking)
+    values = table.values[ranking]
+    ranked = Table(table.width, values, False, np.argsort(values))
+    sample = ranks[symbols[len(symbols) // 2]]
+    return plans.Map(ranked, plans.Entropy(cells.best(sample, len(values)), Layout()))
 
 
 def _coders(
@@ -115,11 +136,10 @@ def _coders(
         yield plans.Relative(relative.fit(symbols, alphabet))
         return
     sample = symbols[len(symbols) // 2]
-    low = layouts.low_bits(sample, alphabet)
-    above = codecs.high(alphabet, low)
-    layout = layouts.best(sample >> low, above, [columns] if columns else [])
+    cut = cells.best(sample, alphabet)
+    layout = layouts.best(cells.of(sample, cut), cut.count, [columns] if columns else [])
     if not columns or layout.uses_contexts:
-        yield plans.Entropy(alphabet, layout, low)
+        yield plans.Entropy(cut, layout)
 
 
 def _planes(content: bytes, width: int, type_: ir.DataType, columns: int, method: Method) -> Plan:
@@ -146,7 +166,7 @@ def _plane(slabs: list[NDArray[np.uint8]], columns: int, method: Method) -> Plan
         symbols = [table.symbols(slab) for slab in slabs]
         coders = _coders(symbols, len(table.values), columns, method)
         if columns:
-            coders = itertools.chain([plans.Entropy(len(table.values), Layout())], coders)
+            coders = itertools.chain([plans.Entropy(Even(len(table.values)), Layout())], coders)
         tried += [plans.Map(table, coder) for coder in coders]
     sample = len(slabs) // 2 if len(slabs) > 1 else None
     return min(tried, key=partial(plans.size, slabs=slabs, sample=sample))

@@ -9,7 +9,7 @@ import constriction
 import numpy as np
 from numpy.typing import NDArray
 
-from modelpress.packed import codecs, contexts, entropy
+from modelpress.packed import contexts, entropy
 from modelpress.packed.contexts import Ints, Layer, Layout, Place, Symbols
 
 SPLIT_FROM = 0.5
@@ -21,10 +21,6 @@ SPLIT_COSTS = 0.002
 """Share of the bits that a split may cost, as it is decoded so much faster."""
 SMALL = 16
 """Symbols of an alphabet up to which a split is decoded no faster: several of them are coded at a time."""
-MANY = 32
-"""Symbols of an alphabet from which on low bits may be stored as they are."""
-LOW_COSTS = 0.001
-"""Share of the bits that this may cost, as a small alphabet is decoded so much faster."""
 
 
 class _Known:
@@ -97,18 +93,6 @@ def bits(symbols: NDArray[np.integer], alphabet: int, layout: Layout) -> float:
     source = _Bits(symbols.astype(np.int32), layout)
     contexts.walk(len(symbols), alphabet, layout, source)
     return source.bits
-
-
-def low_bits(symbols: NDArray[np.integer], alphabet: int) -> int:
-    """How many low bits of each symbol to store as they are: those that tell nothing, the more the better."""
-    if alphabet < MANY:
-        return 0
-
-    def cost(low: int) -> float:
-        above = bits(symbols >> low, codecs.high(alphabet, low), Layout())
-        return (above + low * len(symbols)) * (1 if low else 1 + LOW_COSTS)
-
-    return min((low for low in (0, *codecs.LOW) if alphabet >> low or not low), key=cost)
 
 
 def best(symbols: NDArray[np.integer], alphabet: int, columns: Iterable[int]) -> Layout:

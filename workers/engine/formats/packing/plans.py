@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modelpress.packed import codecs, maps
-from modelpress.packed.codecs import LOW_BITS, Codec
+from modelpress.packed.cells import WIDTH_BITS, Cells, Even, Uneven
+from modelpress.packed.codecs import EVEN, UNEVEN, Codec
 from modelpress.packed.contexts import Layout
 from modelpress.packed.huffman import Code
 from modelpress.packed.maps import Elements
-from workers.engine.formats.packing import huffman, layouts, relative
+from workers.engine.formats.packing import cells, huffman, layouts, relative
 from workers.engine.formats.packing.numbers import blob, number, packed, packed_tails
 
 Method = Literal["huffman", "entropy"]
@@ -246,39 +247,40 @@ class Relative:
 class Entropy:
     """Entropy coded symbols."""
 
-    alphabet: int
+    cut: Cells
     layout: Layout
-    """Of what is above the low bits."""
-    low: int = 0
+    """Of the cells."""
     codec = Codec.ENTROPY
 
     def head(self) -> bytes:
-        flags = codecs.flags_of(self.layout, self.low)
-        low = bytes([self.low]) if self.low else b""
-        return bytes([flags]) + low + (number(self.layout.centre) if flags & ~LOW_BITS else b"")
+        flags = codecs.flags_of(self.layout, self.cut)
+        centre = number(self.layout.centre) if flags & ~(EVEN | UNEVEN) else b""
+        return bytes([flags]) + _cut(self.cut) + centre
 
     def slab(self, symbols: NDArray[np.int32]) -> bytes:
-        above = codecs.high(self.alphabet, self.low)
-        code = blob(layouts.encode(symbols >> self.low, above, self.layout))
-        return code + _low_bits(symbols, self.low) if self.low else code
+        code = layouts.encode(cells.of(symbols, self.cut), self.cut.count, self.layout)
+        return blob(code) + cells.low_bits(symbols, self.cut)
 
     def words(self) -> str:
-        used = [
-            name
-            for name, is_used in (
-                ("columns", self.layout.use_columns),
-                ("neighbours", self.layout.use_neighbours),
-            )
-            if is_used
-        ]
-        low = f", {self.low} low bits as they are" if self.low else ""
-        return "entropy" + (f" with {' and '.join(used)} as context" if used else "") + low
+        uses = {
+            "columns": self.layout.use_columns,
+            "neighbours": self.layout.use_neighbours,
+        }
+        used = " and ".join(name for name, is_used in uses.items() if is_used)
+        return "entropy" + (f" with {used} as context" if used else "") + _cut_words(self.cut)
 
 
-def _low_bits(symbols: NDArray[np.int32], low: int) -> bytes:
-    """As modelpress.packed.maps.split takes them apart; what is left of the last byte is zero."""
-    padded = np.append(symbols, np.zeros(-len(symbols) % max(8 // low, 1), np.int32))
-    return maps.join((padded & (1 << low) - 1).astype(np.uint8), low)
+def _cut(cut: Cells) -> bytes:
+    """As modelpress.packed.codecs reads it."""
+    if isinstance(cut, Uneven):
+        return number(cut.count) + packed(np.array(cut.widths), WIDTH_BITS)
+    return bytes([cut.low]) if isinstance(cut, Even) and cut.low else b""
+
+
+def _cut_words(cut: Cells) -> str:
+    if isinstance(cut, Uneven):
+        return f", in {cut.count} cells of {min(cut.widths)} to {max(cut.widths)} bits"
+    return f", {cut.low} low bits as they are" if isinstance(cut, Even) and cut.low else ""
 
 
 @dataclass(frozen=True)
