@@ -9,6 +9,7 @@ and measured by the error of the network's outputs; the choice of the least harm
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -19,7 +20,7 @@ import torch
 
 from modelpress.spec.rewrite.blocks import RewriteBlocks
 from modelpress.spec.step import FineTune
-from workers.engine import teaching
+from workers.engine import data, teaching, train
 from workers.engine.context import Context
 from workers.engine.errors import Unsupported
 from workers.engine.graph import Graph, edit, execute, match, shapes
@@ -32,8 +33,8 @@ from workers.engine.passes.rewrite._layers import Subject
 from workers.engine.passes.rewrite._units import Place, Unit
 
 _KEEP, _REWRITE = 0, 1
-_FIT = FineTune(epochs=1)
-"""Of a block that is tried alone, where the step does not say how."""
+_STEPS, _MOST_EPOCHS, _RATE = 128, 8, 1e-2
+"""Of the fit of a block that is tried alone: fewer or slower, and blocks that begin anew are all as far off as guessing."""
 
 
 @dataclass(frozen=True)
@@ -283,9 +284,19 @@ def _alone(
     made = _replace(trial, replace(candidate, layer=layer), unit, ctx)
     name = _answer(graph, candidate.layer, unit)
     quiet = replace(ctx, scope=f"{ctx.scope}/{candidate.name}", report=lambda fraction, text: None)
-    fit = step.layerwise or _FIT
-    teaching.layerwise(trial, graph, [(name, name)], fit, quiet, train=made)
+    fit, few = _fit(step, ctx)
+    teaching.layerwise(trial, graph, [(name, name)], fit, replace(quiet, train=few), train=made)
     return trial
+
+
+def _fit(step: RewriteBlocks, ctx: Context) -> tuple[FineTune, data.Dataset]:
+    """So many steps however many samples there are, in the batches of the step's own layerwise training."""
+    assert ctx.train is not None, "the recipe was checked: a target has data"
+    given = step.layerwise or FineTune()
+    few = ctx.train.take(_STEPS * given.batch_size, ctx.seed)
+    epochs = min(_MOST_EPOCHS, math.ceil(_STEPS / train.steps_in_epoch(few, given)))
+    fit = FineTune(epochs=epochs, learning_rate=_RATE, batch_size=given.batch_size)
+    return fit, few
 
 
 def _outputs(graph: Graph, step: RewriteBlocks, ctx: Context) -> list[torch.Tensor]:
