@@ -65,21 +65,30 @@ async def _refused(_request: Request, error: Exception) -> Response:
 
 async def _malformed(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    problems: list[Problem] = []
     details: Sequence[ErrorDetails] = error.errors()
-    for detail in details:
-        place, *rest = detail["loc"]
-        if detail["type"] == "json_invalid":
-            reason = f"the body is not JSON: {detail['ctx']['error']} at character {rest[0]}"
-            problems.append(Problem(pointer="", code="not_json", reason=reason))
-            continue
-        detail["loc"] = tuple(rest)
-        [found] = problem.from_details([detail])
-        if place != "body":
-            named = f"{place} parameter {rest[0]!r}: {found.reason}"
-            found = found.model_copy(update={"pointer": "", "reason": named})
-        problems.append(found)
+    body = [d for d in details if _is_of_body(d)]
+    for detail in body:
+        detail["loc"] = detail["loc"][1:]
+    problems = [
+        *map(_not_of_body, (d for d in details if d not in body)),
+        *problem.from_details(body),
+    ]
     return answer(_unprocessable(problems[: problem.MAX_PROBLEMS]))
+
+
+def _is_of_body(detail: ErrorDetails) -> bool:
+    return detail["loc"][0] == "body" and detail["type"] != "json_invalid"
+
+
+def _not_of_body(detail: ErrorDetails) -> Problem:
+    """What is wrong with a parameter, or with a body that can't be read at all."""
+    place, name = detail["loc"][:2]
+    if detail["type"] == "json_invalid":
+        reason = f"the body is not JSON: {detail['ctx']['error']} at character {name}"
+        return Problem(pointer="", code="not_json", reason=reason)
+    [found] = problem.from_details([{**detail, "loc": (name,)}])
+    named = f"{place} parameter {name!r}: {found.reason}"
+    return found.model_copy(update={"pointer": "", "reason": named})
 
 
 def _unprocessable(problems: list[Problem]) -> errors.Unprocessable:

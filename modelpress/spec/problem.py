@@ -10,6 +10,9 @@ from pydantic_core import ErrorDetails
 
 MAX_PROBLEMS = 50
 
+_OWN_WORDS = "Value error, "
+"""What pydantic puts before the words of a validator of ours."""
+
 
 class Problem(BaseModel):
     """One defect of a request body."""
@@ -69,6 +72,7 @@ def _is_union_tag(before: int | str | None, part: int | str | None) -> bool:
 
 
 def _reason(message: str, value: object) -> str:
+    message = message.removeprefix(_OWN_WORDS)
     seen = repr(value)
     if isinstance(value, dict | list) or len(seen) > 80:
         return message

@@ -197,7 +197,10 @@ def _model_problems(steps: tuple[Step, ...], models: Collection[str]) -> list[Pr
 
 
 def _missing(index: int, step: Step, code: str, what: str) -> Problem:
-    hint = "add a labelled dataset as data.train, or choose options of the step that need none"
+    dataset = "a dataset" if code == "missing_data" else "a labelled dataset"
+    hint = (
+        f"add {dataset} as data.train (--data FILE), or choose options of the step that need none"
+    )
     return Problem(
         pointer=f"/steps/{index}",
         code=code,

@@ -148,6 +148,15 @@ def test_request_that_can_not_work_is_refused_with_a_pointer(
     assert client.get("/v1/jobs").json()["items"] == []
 
 
+def test_step_that_is_wrong_is_one_problem(client: httpx.Client, me: Principal) -> None:
+    """The list of steps is not said to be empty because none of them counts, and no library's words come first."""
+    recipe = {"steps": [{"kind": "quantize.bits", "mixed": {}}]}
+    answer = client.post("/v1/jobs", json={"model": making.model(me), "recipe": recipe})
+    [found] = answer.json()["problems"]
+    assert found["pointer"].startswith("/recipe/steps/0")
+    assert found["reason"].startswith("exactly one of average_bits")
+
+
 def test_recipe_of_ten_thousand_steps_is_refused(client: httpx.Client, me: Principal) -> None:
     recipe = {"steps": DYNAMIC["steps"] * 10_000}
     answer = submit(client, model=making.model(me), recipe=recipe)

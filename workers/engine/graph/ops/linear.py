@@ -12,7 +12,8 @@ from workers.engine.graph.ops._operator import Operand, operator
 Tensor = torch.Tensor
 
 
-def _product_macs(operands: Sequence[Operand], results: Sequence[Tensor]) -> int:
+def product_macs(operands: Sequence[Operand], results: Sequence[Tensor]) -> int:
+    """Of a matrix product, over the last axis of its first operand."""
     a = operands[0]
     assert a is not None
     return results[0].numel() * int(a.shape[-1])
@@ -34,7 +35,7 @@ def _einsum_macs(operands: Sequence[Operand], results: Sequence[Tensor]) -> int:
     return math.isqrt(sizes)
 
 
-@operator(weights=(0, 1), macs=_product_macs)
+@operator(weights=(0, 1), macs=product_macs)
 def MatMul(a: Tensor, b: Tensor) -> Tensor:
     return torch.matmul(a, b)
 
@@ -63,7 +64,7 @@ def Einsum(*xs: Tensor, equation: str) -> Tensor:
     return result
 
 
-@operator(macs=_product_macs)
+@operator(macs=product_macs)
 def MatMulInteger(
     a: Tensor,
     b: Tensor,

@@ -16,7 +16,7 @@ from workers.engine.graph.ops.microsoft import DOMAIN
 Tensor = torch.Tensor
 
 
-@operator(domain=DOMAIN)
+@operator(domain=DOMAIN, macs=linear.product_macs)
 def MatMulNBits(
     a: Tensor,
     b: Tensor,
