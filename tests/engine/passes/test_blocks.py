@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from modelpress.spec.rewrite import RewriteBlocks
 from tests.engine import jobs
 from workers.engine import formats, passes
-from workers.engine.errors import NothingChanged, Unsupported
+from workers.engine.errors import Diverged, NothingChanged, Unsupported
 from workers.engine.graph import Graph, build, execute, match, shapes, verify
 from workers.engine.passes.rewrite import blocks
 
@@ -216,7 +216,7 @@ def test_a_target_out_of_reach_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"layers": ("other*",)}, "not among the layers that the recipe names"),
+        ({"layers": ("last*",)}, "not among the layers that the recipe names"),
         ({"exclude": ("mid.weight",)}, "excluded by the recipe"),
         ({"block": "inverted_residual", "expansion": 8}, "too small to win: the block has"),
     ],
@@ -278,3 +278,28 @@ def test_a_block_is_tried_after_a_fit_that_tells_it_from_guessing(
         "figure", f"inverted residual alone, squared error: {hardly} as it begins, {fitted} fitted"
     )
     assert fitted < 0.3 * hardly
+
+
+def test_a_name_of_no_convolution_is_refused_with_those_there_are(tmp_path):
+    with pytest.raises(
+        NothingChanged, match=r"'other\*' in layers matches no .* 'head.weight', 'mid"
+    ):
+        rewritten(net(), tmp_path, layers=("mid*", "other*"))
+
+
+def test_a_block_whose_fit_diverges_is_taken_as_lost_and_not_chosen(tmp_path, monkeypatch):
+    model, graph = jobs.load("residual_cnn", tmp_path)
+    whole, lost = blocks._alone, "weight_10"
+
+    def alone(graph, candidate, *rest):
+        if candidate.name == lost:
+            raise Diverged("the loss is nan")
+        return whole(graph, candidate, *rest)
+
+    monkeypatch.setattr(blocks, "_alone", alone)
+    ctx = jobs.context_of(graph.clone(), tmp_path, jobs.dataset_of(model))
+    passes.apply(graph, RewriteBlocks(block="separable", target={"macs": 0.7}, samples=8), ctx)
+    assert f"'{lost}' alone as a block, fitted: taken as lost, since the loss is nan" in (
+        ctx.coverage.notes
+    )
+    assert lost not in {touched.layer for touched in ctx.coverage.touched}

@@ -22,7 +22,7 @@ from modelpress.spec.rewrite.blocks import RewriteBlocks
 from modelpress.spec.step import FineTune
 from workers.engine import data, teaching, train
 from workers.engine.context import Context
-from workers.engine.errors import Unsupported
+from workers.engine.errors import Diverged, NothingChanged, Unsupported
 from workers.engine.graph import Graph, edit, execute, match, shapes
 from workers.engine.graph.build import Builder
 from workers.engine.graph.ops import convolution
@@ -35,6 +35,10 @@ from workers.engine.passes.rewrite._units import Place, Unit
 _KEEP, _REWRITE = 0, 1
 _STEPS, _MOST_EPOCHS, _RATE = 128, 8, 1e-2
 """Of the fit of a block that is tried alone: fewer or slower, and blocks that begin anew are all as far off as guessing."""
+
+_LISTED = 32
+_LOST = 1e3
+"""Harm of a block whose fit diverges."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,8 @@ def _unit(step: RewriteBlocks) -> Unit:
 def _candidates(
     graph: Graph, step: RewriteBlocks, unit: Unit, facts: shapes.Facts, ctx: Context
 ) -> list[_Candidate]:
-    """Those that get cheaper; the others are reported. Raises NothingChanged where there is none."""
+    """Those that get cheaper; the others are reported. Raises NothingChanged where there is none, or where a name is that of no layer."""
+    _check_names(graph, step)
     found = []
     for subject in _layers.find(graph, step, ctx, convolutions_only=True):
         reason = _why_not(subject, step)
@@ -113,6 +118,19 @@ def _candidates(
     if not found:
         raise _layers.nothing(step, ctx)
     return found
+
+
+def _check_names(graph: Graph, step: RewriteBlocks) -> None:
+    layers = [layer for layer in match.layers(graph) if layer.kind == "Conv"]
+    names = [(layer.weight, layer.name) for layer in layers]
+    for pattern in step.layers:
+        if not any(fnmatchcase(name, pattern) for both in names for name in both):
+            known = ", ".join(f"'{weight}'" for weight, _ in names[:_LISTED])
+            more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+            raise NothingChanged(
+                f"rewrite.blocks rewrote no layer: '{pattern}' in layers matches no convolution; there are {known or 'none'}{more}",
+                hint="correct the name, or leave it out",
+            )
 
 
 def _why_not(subject: Subject, step: RewriteBlocks) -> str:
@@ -267,9 +285,13 @@ def _harms(
     wanted, found = _outputs(graph, step, ctx), []
     norm = max(sum(float(x.square().sum()) for x in wanted), 1e-30)
     for number, candidate in enumerate(candidates, start=1):
-        moved = _outputs(_alone(graph, candidate, step, unit, ctx), step, ctx)
-        harm = sum(float((a - b).square().sum()) for a, b in zip(moved, wanted, strict=True)) / norm
-        ctx.note(f"'{candidate.name}' alone as a block, fitted: relative squared error {harm:.3g}")
+        try:
+            moved = _outputs(_alone(graph, candidate, step, unit, ctx), step, ctx)
+            off = sum(float((a - b).square().sum()) for a, b in zip(moved, wanted, strict=True))
+            harm, what = off / norm, f"relative squared error {off / norm:.3g}"
+        except Diverged as error:
+            harm, what = _LOST, f"taken as lost, since {error.message}"
+        ctx.note(f"'{candidate.name}' alone as a block, fitted: {what}")
         found.append((candidate.name, harm))
         ctx.report(number / len(candidates), f"trying a block in the place of layer {number}")
     return found
