@@ -164,6 +164,8 @@ def _type(of: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
         return " or ".join(_type(option, schema) for option in of["anyOf"])
     if "enum" in of:
         return ", ".join(f"`{value}`" for value in of["enum"])
+    if "prefixItems" in of:
+        return f"[{', '.join(_type(item, schema) for item in of['prefixItems'])}]"
     if of.get("type") == "array":
         return f"list of {_type(of['items'], schema)}, at most {of['maxItems']}"
     limits = " and ".join(_limits(of))

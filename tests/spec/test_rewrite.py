@@ -13,7 +13,10 @@ from modelpress.spec.rewrite import RewriteDepthwise, RewriteLowRank, Target
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({}, "exactly one of ratio, energy and target says what ranks are; none is given"),
+        (
+            {},
+            "exactly one of ratio, energy and target says what ranks are, or overrides alone do; none is given",
+        ),
         ({"ratio": 2, "energy": 0.9}, "ratio and energy is given"),
         ({"ratio": 1}, "greater than 1"),
         ({"energy": 0.9, "convolution": "cp"}, "singular values, which 'cp' has none of"),
