@@ -15,8 +15,8 @@ from workers.engine.formats.packing.numbers import packed_tails
 
 FEW, MANY = 16, 32
 """Cells that are decoded fast enough even if they are uneven; that are, if they are even. Both are coded two at a time."""
-SLOW_COSTS, ALONE_COSTS = 0.002, 0.004
-"""Shares of the bits that are given to be decoded faster than MANY uneven cells are, and than any cells that are coded one at a time."""
+SLOW_COSTS = 0.004
+"""Share of the bits that is given to be decoded faster than more cells are."""
 UNEVEN_COSTS = 0.0002
 """The same for even cells, whose bits are put together faster than those of uneven ones."""
 _HALVINGS = 40
@@ -69,11 +69,10 @@ def best(symbols: NDArray[np.integer], alphabet: int) -> Cells:
 
 def time(cut: Cells) -> float:
     """What a decoder's time for each symbol counts for, beside the bits."""
-    if cut.count > MANY:
-        return 1 + ALONE_COSTS
-    if isinstance(cut, Uneven):
-        return 1 + (SLOW_COSTS if cut.count > FEW else UNEVEN_COSTS)
-    return 1.0
+    uneven = isinstance(cut, Uneven)
+    if cut.count > (FEW if uneven else MANY):
+        return 1 + SLOW_COSTS
+    return 1 + (UNEVEN_COSTS if uneven else 0.0)
 
 
 def _low(cut: Cells) -> int:
