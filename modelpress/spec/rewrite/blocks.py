@@ -67,8 +67,10 @@ class RewriteBlocks(Rewriting):
 
     @model_validator(mode="after")
     def _options_have_their_block(self) -> Self:
+        fields = type(self).model_fields
         for option, block in OPTIONS.items():
-            if option in self.model_fields_set and block != self.block:
+            is_given = getattr(self, option) != fields[option].default
+            if is_given and block != self.block:
                 raise ValueError(
                     f"{option} is of block '{block}', but block is '{self.block}': leave {option} out"
                 )
