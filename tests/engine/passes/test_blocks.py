@@ -255,7 +255,7 @@ def test_a_survey_says_what_would_be_saved(tmp_path):
 
 def test_an_option_of_another_block_is_refused():
     with pytest.raises(ValidationError, match="ratio is of block 'ghost', but block is 'fire'"):
-        RewriteBlocks(block="fire", ratio=2)
+        RewriteBlocks(block="fire", ratio=3)
 
 
 def tried_alone(tmp_path) -> float:

@@ -185,4 +185,7 @@ def test_sparse_training_and_fine_tuning_share_the_progress_of_a_round(tmp_path)
         fine_tune=FineTune(epochs=1),
     )
     passes.apply(graph, step, ctx)
-    assert told == [0.25, 0.5, 0.75, 1.0]
+    ends = {0.25, 0.5, 0.75, 1.0}  # slow epochs tell of themselves in between too
+    assert told == sorted(told)
+    assert ends == ends.intersection(told)
+    assert told[-1] == 1
