@@ -31,7 +31,7 @@ from modelpress.packed.reading import Reader
 from modelpress.spec.prune import PruneMagnitude
 from modelpress.spec.quantize import QuantizeCluster
 from modelpress.spec.step import FineTune
-from workers.engine import formats, passes
+from workers.engine import context, formats, passes
 from workers.engine.formats.packing import choice
 from workers.engine.formats.packing import container as packing
 
@@ -59,6 +59,7 @@ class Coded(NamedTuple):
 def main() -> None:
     """Measures, prints the table and writes bench-output/coding.json."""
     asked = _arguments()
+    context.prepare_torch("cpu", 1)
     rows = []
     for name, symbols in maps(asked.quick):
         bound = entropy_bits(symbols)
@@ -69,7 +70,36 @@ def main() -> None:
         for coder, coded in measured(symbols, asked.nncodec):
             rows.append(_row(name, coder, coded, symbols.size, bound))
             _show(rows[-1])
-    print(f"\nwritten to {_record.write('coding', {'rows': rows})}")
+    others = list(alphabets(asked.quick))
+    print(f"\nwritten to {_record.write('coding', {'rows': rows, 'alphabets': others})}")
+
+
+def alphabets(quick: bool) -> Iterator[dict[str, Any]]:
+    """`code.entropy` on independent symbols of alphabets of any size, even and uneven."""
+    print("\n| symbols | bits each | of n H0 | enc MB/s | dec MB/s |")
+    print("|---|---:|---:|---:|---:|")
+    for count in (100_000,) if quick else (100_000, 1_000_000):
+        for name, symbols in independent(count):
+            bound = entropy_bits(symbols)
+            row = _row(name, "ours, entropy", ours(symbols, "entropy"), count, bound)
+            row |= {"count": count}
+            print(
+                f"| {count:,}, {name} | {bound / count:.3f} | {row['of_bound']:.4f} | "
+                f"{row['encode_mb_s']:.1f} | {row['decode_mb_s']:.0f} |",
+                flush=True,
+            )
+            yield row
+
+
+def independent(count: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and symbols [rows, 100]."""
+    rng = np.random.default_rng(1)
+    for size in (2, 17, 64, 256, 1024, 4096):
+        falling = rng.permutation(1 / np.arange(1, size + 1))
+        yield f"{size} alike", rng.integers(0, size, count).reshape(-1, 100)
+        yield f"{size} by Zipf", rng.choice(size, (count // 100, 100), p=falling / falling.sum())
+    for share in (20, 100, 1000):
+        yield f"one of {share}", (rng.random((count // 100, 100)) < 1 / share).astype(np.uint8)
 
 
 def maps(quick: bool) -> Iterator[tuple[str, np.ndarray]]:
@@ -83,6 +113,7 @@ def maps(quick: bool) -> Iterator[tuple[str, np.ndarray]]:
     yield "1 bit, one of ten", (rng.random(shape) < 0.1).astype(np.uint8)
     density = rng.choice([0.01, 0.05, 0.3], shape[1])
     yield "1 bit, columns differ", (rng.random(shape) < density).astype(np.uint8)
+    yield "8 bits, normal", np.clip(np.rint(rng.normal(127.5, 32, shape)), 0, 255).astype(np.uint8)
     yield "LeNet-300-100, layer 1", lenet(quick)
 
 
