@@ -59,6 +59,12 @@ class QuantizeCluster(Step):
     conv_bits: int = Field(
         default=PAPER_CONV_BITS, ge=1, le=MAX_BITS, description="The same for convolutions."
     )
+    bias_bits: int | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_BITS,
+        description="Bits of a code of each bias, which then share values too, layer by layer; null leaves biases as they are.",
+    )
     overrides: tuple[LayerBits, ...] = Field(
         default=(),
         max_length=256,

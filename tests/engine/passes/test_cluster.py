@@ -17,9 +17,9 @@ from modelpress.spec.prune import PruneMagnitude
 from modelpress.spec.quantize import QuantizeCluster
 from tests.engine import jobs, nets
 from workers.engine import formats
-from workers.engine.errors import NothingChanged
+from workers.engine.errors import BadModel, NothingChanged
 from workers.engine.graph import Graph, execute, match, verify
-from workers.engine.measure import size
+from workers.engine.measure import parts, size
 from workers.engine.passes.prune import magnitude
 from workers.engine.passes.quantize import _kmeans, cluster
 
@@ -110,6 +110,44 @@ def test_a_shared_value_gets_the_sum_of_the_gradients_of_its_weights(tmp_path):
 def decoded(graph: Graph, name: str, code: np.ndarray, shape) -> np.ndarray:
     assert code.dtype.name == "uint4"
     return code.astype(np.int64).reshape(shape)
+
+
+def biases(graph: Graph) -> list[np.ndarray]:
+    """What the layers add, looked up where it is coded."""
+    names = [node.inputs[2].name or "" for node in graph.nodes if node.op_type == "Gemm"]
+    module = execute.as_module(graph).eval()
+    feeds = [torch.zeros(1, *(int(d) for d in v.shape[1:])) for v in graph.inputs]
+    with torch.no_grad():
+        found = module.values(feeds, names)
+    return [found[name].detach().numpy() for name in names]
+
+
+def test_biases_share_values_where_asked_and_are_trained_with_them(tmp_path):
+    training = {"epochs": 2, "batch_size": 16}
+    before, after, ctx = clustered(tmp_path, bias_bits=2, fine_tune=training)
+    assert [np.unique(b).size for b in biases(before)[:2]] > [4, 4]
+    assert [np.unique(b).size for b in biases(after)[:2]] == [4, 4]
+    touched = {t.layer for t in ctx.coverage.touched}
+    assert {n.inputs[2].name for n in before.nodes if n.op_type == "Gemm"} <= touched
+    kept = clustered(tmp_path, fine_tune=training)[1]
+    assert [np.unique(b).size for b in biases(kept)] == [np.unique(b).size for b in biases(before)]
+
+
+def test_codes_of_biases_count_as_biases(tmp_path):
+    before, after, _ = clustered(tmp_path, bias_bits=4)
+    formats.save(after, path := tmp_path / "saved.onnx")
+    found = parts.measure(after, path.stat().st_size)
+    most = max(b.size for b in biases(before))
+    assert most / 2 <= found.biases_bytes < sum(b.nbytes for b in biases(before)) / 2
+
+
+def test_a_bias_that_is_not_finite_is_refused(tmp_path):
+    model, graph = jobs.load("mlp", tmp_path)
+    name = next(n.inputs[2].name for n in graph.nodes if n.op_type == "Gemm")
+    graph.set_weight(name, np.full_like(graph.weight(name), np.nan))
+    ctx = jobs.context_of(graph, tmp_path, jobs.dataset_of(model))
+    with pytest.raises(BadModel, match=f"'{name}' has values that are not finite"):
+        cluster.apply(graph, QuantizeCluster(bias_bits=4), ctx)
 
 
 def test_one_table_for_all_layers_is_stored_once(tmp_path):

@@ -73,7 +73,7 @@ def _part(graph: Graph, value: ir.Value) -> Part:
     if any(node.op_type in _NORMS for node, _ in uses) or roles.role(value) is roles.Role.STATISTIC:
         return Part.NORMS
     if codes.read(graph, value) is not None:
-        return Part.WEIGHTS
+        return Part.BIASES if _is_row(value, uses) else Part.WEIGHTS
     if _is_table(uses) or _scales(graph, value):
         return Part.CODEBOOKS
     if any(_CODED.get(node.op_type) == slot for node, slot in uses):
@@ -89,6 +89,11 @@ def _rank(value: ir.Value) -> int:
     """Axes with more than one element."""
     tensor = value.const_value
     return sum(size > 1 for size in tensor.shape.numpy()) if tensor is not None else 0
+
+
+def _is_row(value: ir.Value, uses: Collection[tuple[ir.Node, int]]) -> bool:
+    """Whether codes in their weight's own shape have one axis, as those of a bias."""
+    return _rank(value) < 2 and all(node.op_type == "Cast" for node, _ in uses)
 
 
 def _is_table(uses: Collection[tuple[ir.Node, int]]) -> bool:

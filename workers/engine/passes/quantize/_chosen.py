@@ -32,14 +32,15 @@ def layers(graph: Graph, step: Step, ctx: Context) -> dict[str, Layer]:
             hint="shorten exclude" if step.exclude else "leave this step out for this model",
         )
     for name in found:
-        _check_finite(graph, name)
+        check_finite(graph, name)
     return found
 
 
-def _check_finite(graph: Graph, name: str) -> None:
+def check_finite(graph: Graph, name: str) -> None:
+    """Raises BadModel where a weight, or a bias, has NaN or infinity."""
     if not np.isfinite(graph.weight(name).astype(np.float32)).all():
         raise BadModel(
-            f"weight '{name}' has values that are not finite",
+            f"'{name}' has values that are not finite",
             layer=name,
             hint="train the model anew, or exclude the layer",
         )

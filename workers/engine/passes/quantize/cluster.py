@@ -39,14 +39,13 @@ def apply(graph: Graph, step: QuantizeCluster, ctx: Context) -> Graph:
 
     Raises:
         NothingChanged: there is no layer whose weights would take fewer bytes, or an override names none.
-        BadModel: a weight is not finite.
+        BadModel: a weight or a bias is not finite.
         Diverged: fine-tuning gave NaN or infinity.
     """
     _weights.turn(graph)
-    bits = _bits(_chosen.layers(graph, step, ctx), step)
-    tables = [
-        _cluster(graph, names, width, step, ctx) for names, width in _groups(graph, bits, step)
-    ]
+    layers = _chosen.layers(graph, step, ctx)
+    groups = _groups(graph, _bits(layers, step), step) + _biases(graph, layers, step)
+    tables = [_cluster(graph, names, width, step, ctx) for names, width in groups]
     tables = [table for table in tables if _is_smaller(graph, table, ctx)]
     if not tables:
         raise NothingChanged(
@@ -100,6 +99,19 @@ def _groups(
     keys = {name: (width, str(graph.weight(name).dtype)) for name, width in bits.items()}
     ordered = sorted(bits, key=lambda name: keys[name])
     return [(list(names), key[0]) for key, names in itertools.groupby(ordered, keys.__getitem__)]
+
+
+def _biases(
+    graph: Graph, layers: Mapping[str, Layer], step: QuantizeCluster
+) -> list[tuple[list[str], int]]:
+    """Those of the layers, each with a table of its own."""
+    if step.bias_bits is None:
+        return []
+    of_layers = (layer.bias for layer in layers.values() if layer.bias is not None)
+    names = [name for name in dict.fromkeys(of_layers) if graph.is_parameter(name)]
+    for name in names:
+        _chosen.check_finite(graph, name)
+    return [([name], step.bias_bits) for name in names]
 
 
 def _cluster(
