@@ -43,19 +43,21 @@ def split(symbols: NDArray[np.integer], zero: int, bits: int) -> tuple[Ints, Int
 
 def fit(slabs: Sequence[NDArray[np.integer]], alphabet: int) -> Index:
     """The index of the fewest bits for the slabs of a map; its commonest symbol is the zero."""
-    counts = sum(np.bincount(slab, minlength=alphabet) for slab in slabs)
+    counts = np.asarray(sum(np.bincount(slab, minlength=alphabet) for slab in slabs), np.int64)
     zero = int(np.argmax(counts))
-    tried = (_with(slabs, alphabet, zero, bits) for bits in range(1, codecs.MAX_GAP_BITS + 1))
+    gaps = np.concatenate([np.diff(np.flatnonzero(slab != zero), prepend=-1) - 1 for slab in slabs])
+    lengths, often = np.unique(gaps, return_counts=True)
+    tried = (_of(lengths, often, counts, zero, bits) for bits in range(1, codecs.MAX_GAP_BITS + 1))
     return min(tried, key=lambda index: index.size_bits)
 
 
-def _with(slabs: Sequence[NDArray[np.integer]], alphabet: int, zero: int, bits: int) -> Index:
-    gap_counts = np.zeros(1 << bits, np.int64)
-    entry_counts = np.zeros(alphabet, np.int64)
-    for slab in slabs:
-        gaps, entries = split(slab, zero, bits)
-        gap_counts += np.bincount(gaps, minlength=1 << bits)
-        entry_counts += np.bincount(entries, minlength=alphabet)
+def _of(lengths: Ints, often: Ints, counts: Ints, zero: int, bits: int) -> Index:
+    """The index with gaps of so many bits: of gaps so long, that come so often, between symbols that come so often."""
+    fillers = int((lengths >> bits) @ often)
+    gap_counts = np.bincount(lengths & (1 << bits) - 1, often, 1 << bits).astype(np.int64)
+    gap_counts[-1] += fillers
+    entry_counts = counts.copy()
+    entry_counts[zero] = fillers
     gap_code, entry_code = huffman.fit(gap_counts), huffman.fit(entry_counts)
     size = huffman.bits(gap_code, gap_counts) + huffman.bits(entry_code, entry_counts)
     return Index(bits, zero, gap_code, entry_code, size + 8 * (len(huffman.table(gap_code))))
