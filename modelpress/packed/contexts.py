@@ -206,7 +206,7 @@ class _Walk:
     def run(self) -> None:
         """Fills the matrix."""
         height, width = self.matrix.shape
-        for run in _runs(width):
+        for run in runs(width):
             self._part(slice(0, 1), run, None, learn=height > 1 or run.stop < width)
         self._learn(slice(0, 1))
         for half in _halves(height):
@@ -295,7 +295,7 @@ def _classes(sums: Ints, rows: int) -> NDArray[np.uint8]:
     return np.searchsorted(np.array(_COLUMNS, np.int64), shares, "right").astype(np.uint8)
 
 
-def _runs(width: int) -> Iterator[slice]:
+def runs(width: int) -> Iterator[slice]:
     """Runs of the first row: each as long as all before it."""
     start, end = 0, min(FIRST_RUN, width)
     while start < width:

@@ -229,6 +229,16 @@ def test_alphabet_whose_neighbours_are_about_as_frequent_is_cut_into_few_cells()
     assert cells.bits(symbols, cut) < layouts.bits(symbols, 4096, PLAIN)
 
 
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+def test_bits_of_a_cut_are_those_of_its_cells_coded_and_of_what_is_within_them(cut):
+    symbols = np.minimum(np.random.default_rng(0).geometric(0.1, 5000), cut.alphabet) - 1
+    coded = layouts.bits(cells.of(symbols, cut), cut.count, PLAIN)
+    widths = np.array(cut.widths if isinstance(cut, Uneven) else [cut.low] * cut.count)
+    table = 4 * cut.count if isinstance(cut, Uneven) else 0
+    inside = int(widths[cells.of(symbols, cut)].sum())
+    assert cells.bits(symbols, cut) == pytest.approx(coded + inside + table, rel=1e-9)
+
+
 def test_tree_keeps_what_tells_symbols_apart():
     counts = np.array([900, 100, 50, 50, 10, 10, 10, 10])
     assert cells.tree(counts, 4).widths == (0, 0, 1, 2)

@@ -7,10 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from modelpress.packed import cells, maps
+from modelpress.packed import cells, contexts, maps
 from modelpress.packed.cells import Cells, Even, Uneven
-from modelpress.packed.contexts import Layout
-from workers.engine.formats.packing import layouts
 from workers.engine.formats.packing.numbers import packed_tails
 
 FEW, MANY = 16, 32
@@ -51,12 +49,9 @@ def _part(symbols: NDArray[np.integer], width: int, below: int) -> bytes:
     return maps.join((padded >> below & (1 << width) - 1).astype(np.uint8), width)
 
 
-def bits(symbols: NDArray[np.integer], cut: Cells) -> float:
+def bits(symbols: NDArray[np.integer], cut: Even | Uneven) -> float:
     """Bits of symbols so cut, coded without contexts."""
-    which = of(symbols, cut)
-    widths = np.array(cut.widths if isinstance(cut, Uneven) else [])
-    inner = widths[which].sum() if len(widths) else len(symbols) * _low(cut)
-    return layouts.bits(which, cut.count, Layout()) + float(inner) + cells.WIDTH_BITS * len(widths)
+    return _bits(_in_runs(symbols, cut.alphabet), cut)
 
 
 def best(symbols: NDArray[np.integer], alphabet: int) -> Cells:
@@ -64,7 +59,27 @@ def best(symbols: NDArray[np.integer], alphabet: int) -> Cells:
     whole = Even(alphabet)
     if alphabet <= MANY:
         return whole
-    return min(_candidates(symbols, alphabet), key=lambda cut: bits(symbols, cut) * time(cut))
+    runs = _in_runs(symbols, alphabet)
+    tried = _candidates(runs.sum(axis=0), alphabet)
+    return min(tried, key=lambda cut: _bits(runs, cut) * time(cut))
+
+
+def _in_runs(symbols: NDArray[np.integer], alphabet: int) -> Ints:
+    """How often each symbol comes in each run that a map without columns is coded in: [runs, symbols]."""
+    runs = (symbols[run] for run in contexts.runs(len(symbols)))
+    return np.array([np.bincount(run, minlength=alphabet) for run in runs])
+
+
+def _bits(runs: Ints, cut: Even | Uneven) -> float:
+    """Bits of symbols that come so often in each run: each run is coded by what those before it had."""
+    if isinstance(cut, Uneven):
+        starts, widths, table = cut.starts, np.array(cut.widths), cells.WIDTH_BITS * cut.count
+    else:
+        starts, widths, table = np.arange(cut.count) << cut.low, np.full(cut.count, cut.low), 0
+    found = np.add.reduceat(runs, starts, axis=1)
+    before = np.cumsum(found, axis=0) - found
+    prices = [contexts.PRECISION - np.log2(contexts.frequencies(counts)) for counts in before]
+    return float((found * prices).sum()) + float(found.sum(axis=0) @ widths) + table
 
 
 def time(cut: Cells) -> float:
@@ -75,15 +90,10 @@ def time(cut: Cells) -> float:
     return 1 + (UNEVEN_COSTS if uneven else 0.0)
 
 
-def _low(cut: Cells) -> int:
-    return cut.low if isinstance(cut, Even) else 0
-
-
-def _candidates(symbols: NDArray[np.integer], alphabet: int) -> Iterator[Cells]:
+def _candidates(counts: Ints, alphabet: int) -> Iterator[Even | Uneven]:
     for low in range(cells.MAX_LOW + 1):
         if alphabet >> low or not low:
             yield Even(alphabet, low)
-    counts = np.bincount(symbols, minlength=alphabet)
     yield from (tree(counts, most) for most in (FEW, MANY))
 
 
