@@ -37,6 +37,11 @@ _CLEARLY_FEW = 256
 """Up to so many distinct values, wide elements are not tried byte by byte."""
 _FEW = 0.75
 """More distinct values than this share of the elements are no table."""
+_PIECE, _PIECES = 1 << 15, 4
+_AT_BEST = 0.85
+"""Of the bytes that pieces of a tensor have as DEFLATE, what the whole, with more to look back at, may have."""
+_LOOKED_AT = 1 << 17
+"""Elements among which distinct values are counted at a time: most weights have too many in the first."""
 
 
 def plan(
@@ -45,6 +50,10 @@ def plan(
     """The best plan for the contents of a tensor, and the columns that its section has."""
     options = list(_plans(content, type_, dims, method))
     sizes = [_size(content, option, columns) for option, columns in options]
+    least, deflate = min(sizes), plans.Deflate()
+    worth_trying = _may_deflate(slabs_of(content, deflate.width, 0), least)
+    if worth_trying and _size(content, deflate, 0) < least:
+        return deflate, 0
     return options[int(np.argmin(sizes))]
 
 
@@ -72,9 +81,8 @@ def _time(option: Plan) -> float:
 def _plans(
     content: bytes, type_: ir.DataType, dims: tuple[int, ...], method: Method
 ) -> Iterator[tuple[Plan, int]]:
-    """Plans worth to be tried, the simplest first."""
+    """Plans worth to be tried beside DEFLATE, the simplest first."""
     yield plans.Raw(), 0
-    yield plans.Deflate(), 0
     width = width_of(type_)
     all_columns = (0, *_columns(dims, width)) if method == "entropy" else (0,)
     table = table_of(slabs_of(content, width, 0), width, type_)
@@ -82,8 +90,7 @@ def _plans(
         for columns in all_columns:
             yield from _maps(content, table, columns, method)
     if width >= 16 and (table is None or len(table.values) > _CLEARLY_FEW):
-        for columns in all_columns:
-            yield _planes(content, width, type_, columns, method), columns
+        yield from _planes(content, width, type_, all_columns, method)
     if type_ is ir.DataType.UINT8:  # two codes to a byte, as MatMulNBits has them
         halves = table_of(slabs_of(content, 4, 0), 4, ir.DataType.UINT4)
         assert halves is not None, "four bits have few values"
@@ -142,50 +149,74 @@ def _coders(
         yield plans.Entropy(cut, layout)
 
 
-def _planes(content: bytes, width: int, type_: ir.DataType, columns: int, method: Method) -> Plan:
-    """The best plan for each byte of wide elements."""
-    rotated = type_ in FLOATS
-    slabs = [
-        plans.planes_of(slab, width, rotated=rotated) for slab in slabs_of(content, width, columns)
-    ]
-    found = []
-    for index in range(width // 8):
-        plane = [np.ascontiguousarray(slab[:, index]) for slab in slabs]
-        top = index == width // 8 - 1
-        found.append(_plane(plane, columns if top else 0, method))
-    return plans.Planes(width, rotated, tuple(found))
+def _planes(
+    content: bytes, width: int, type_: ir.DataType, all_columns: Sequence[int], method: Method
+) -> Iterator[tuple[Plan, int]]:
+    """The best plan for each byte of wide elements. Columns are of use to the highest alone."""
+    rotated, lower = type_ in FLOATS, None
+    for columns in all_columns:
+        slabs = [
+            np.ascontiguousarray(plans.planes_of(slab, width, rotated=rotated).T)
+            for slab in slabs_of(content, width, columns)
+        ]
+        planes = [[slab[index] for slab in slabs] for index in range(width // 8)]
+        lower = lower or [_plane(plane, 0, method) for plane in planes[:-1]]
+        yield plans.Planes(width, rotated, (*lower, _plane(planes[-1], columns, method))), columns
 
 
 def _plane(slabs: list[NDArray[np.uint8]], columns: int, method: Method) -> Plan:
     table = table_of(slabs, 8, ir.DataType.UINT8)
     assert table is not None, "bytes have few values"
-    tried: list[Plan] = [plans.Raw(), plans.Deflate()]
     if len(table.values) == 1:
-        tried = [plans.Map(table, plans.Constant())]
-    else:
-        symbols = [table.symbols(slab) for slab in slabs]
-        coders = _coders(symbols, len(table.values), columns, method)
-        if columns:
-            coders = itertools.chain([plans.Entropy(Even(len(table.values)), Layout())], coders)
-        tried += [plans.Map(table, coder) for coder in coders]
-    sample = len(slabs) // 2 if len(slabs) > 1 else None
-    return min(tried, key=partial(plans.size, slabs=slabs, sample=sample))
+        return plans.Map(table, plans.Constant())
+    symbols = [table.symbols(slab) for slab in slabs]
+    coders = _coders(symbols, len(table.values), columns, method)
+    if columns:
+        coders = itertools.chain([plans.Entropy(Even(len(table.values)), Layout())], coders)
+    tried: list[Plan] = [plans.Raw(), *(plans.Map(table, coder) for coder in coders)]
+    size = partial(plans.size, slabs=slabs, sample=len(slabs) // 2 if len(slabs) > 1 else None)
+    best = min(tried, key=size)
+    deflate = plans.Deflate()
+    return min(best, deflate, key=size) if _may_deflate(slabs, size(best)) else best
+
+
+def _may_deflate(slabs: Sequence[Elements], best: float) -> bool:
+    """Whether a tensor of bytes could have fewer than `best` as DEFLATE, which is slow: pieces of it, as long as DEFLATE looks back, tell."""
+    slab = slabs[len(slabs) // 2]
+    if len(slab) < 4 * _PIECES * _PIECE:
+        return True
+    starts = np.linspace(0, len(slab) - _PIECE, _PIECES).astype(int)
+    pieces = (plans.deflate(slab[start : start + _PIECE].tobytes()) for start in starts)
+    share = sum(map(len, pieces)) / (_PIECES * _PIECE)
+    return _AT_BEST * share * sum(map(len, slabs)) < best
 
 
 def table_of(slabs: Sequence[Elements], width: int, type_: ir.DataType) -> Table | None:
     """The distinct values of all slabs by number; None where they are too many for a table."""
-    total = sum(map(len, slabs))
-    values: Elements = np.zeros(0, maps.dtype(width))
-    for slab in slabs:
-        values = np.union1d(values, slab)
-        if len(values) > maps.MAX_SYMBOLS or (width > 8 and len(values) > _FEW * total):
-            return None
+    values = _distinct(slabs, width)
+    if values is None:
+        return None
     ranked = values[np.argsort(_by_number(values, width, type_))]
     span = (int(ranked[-1]) - int(ranked[0])) % 2**width + 1
     if type_ not in FLOATS and span <= min(len(ranked) + len(ranked) // 4 + 8, maps.MAX_SYMBOLS):
         counting = ranked[0] + np.arange(span, dtype=np.uint64).astype(ranked.dtype)
         return Table(width, counting & ranked.dtype.type(2**width - 1), True, np.arange(span))
     return Table(width, ranked, False, np.argsort(ranked))
+
+
+def _distinct(slabs: Sequence[Elements], width: int) -> Elements | None:
+    """The distinct values of all slabs, rising; None as soon as they are too many for a table."""
+    if width <= 8:
+        seen = sum(np.bincount(slab, minlength=1 << width) for slab in slabs)
+        return np.flatnonzero(seen).astype(maps.dtype(width))
+    most = min(maps.MAX_SYMBOLS, _FEW * sum(map(len, slabs)))
+    values: Elements = np.zeros(0, maps.dtype(width))
+    for slab in slabs:
+        for start in range(0, len(slab), _LOOKED_AT):
+            values = np.union1d(values, slab[start : start + _LOOKED_AT])
+            if len(values) > most:
+                return None
+    return values
 
 
 def _by_number(values: Elements, width: int, type_: ir.DataType) -> Elements:

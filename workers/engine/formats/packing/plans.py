@@ -112,9 +112,13 @@ class Table:
 
     def symbols(self, elements: Elements) -> NDArray[np.int32]:
         """The symbol of each element."""
+        if self.width <= 16:
+            symbol_of = np.zeros(1 << self.width, np.int32)
+            symbol_of[self.values] = np.arange(len(self.values))
+            return symbol_of[elements]
         if self.counts_up:
             above: NDArray[np.int32] = (elements - self.values[0]).astype(np.int32)
-            return above & (2**self.width - 1) if self.width < 8 else above
+            return above
         ranks = np.searchsorted(self.values[self.order], elements)
         found: NDArray[np.int32] = self.order[ranks].astype(np.int32)
         return found
