@@ -16,13 +16,9 @@ from workers.engine import formats, passes
 from workers.engine.errors import BadModel, NothingChanged, Unsupported
 from workers.engine.graph import execute, match, ops
 from workers.engine.measure import size
-from workers.engine.passes.quantize import (
-    _knapsack,
-    _matrix,
-    _moments,
-    _nbits,
-)
-from workers.engine.passes.quantize._matrix import Matrix
+from workers.engine.passes import _knapsack, _matrix, _moments
+from workers.engine.passes._matrix import Matrix
+from workers.engine.passes.quantize import _nbits
 
 
 def quantize(name_or_model, tmp_path, *, train=True, **options):

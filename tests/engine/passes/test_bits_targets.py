@@ -11,8 +11,9 @@ from modelpress.spec.quantize import QuantizeBits
 from tests.engine import jobs
 from workers.engine import formats, passes
 from workers.engine.graph import execute, match, ops
-from workers.engine.passes.quantize import _error, _matrix, _moments, _target
-from workers.engine.passes.quantize._matrix import Matrix
+from workers.engine.passes import _matrix, _moments
+from workers.engine.passes._matrix import Matrix
+from workers.engine.passes.quantize import _error, _target
 
 
 def quantize(model, tmp_path, **options):

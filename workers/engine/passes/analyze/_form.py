@@ -20,9 +20,9 @@ from workers.engine.context import Context
 from workers.engine.graph import Graph, channels, edit, execute, match, shapes
 from workers.engine.graph.channels.plan import Family, Plan
 from workers.engine.passes import _constants, _settle, _weights
+from workers.engine.passes._matrix import Matrix
 from workers.engine.passes.prune import _importance
 from workers.engine.passes.quantize import _prepare
-from workers.engine.passes.quantize._matrix import Matrix
 
 Array = npt.NDArray[np.generic]
 

@@ -15,8 +15,9 @@ from workers.engine.context import Context
 from workers.engine.errors import BadModel, Unsupported
 from workers.engine.graph import Graph, execute, program
 from workers.engine.measure.quality import Reference
+from workers.engine.passes import _moments
 from workers.engine.passes.analyze._form import Array
-from workers.engine.passes.quantize import _affine, _moments
+from workers.engine.passes.quantize import _affine
 
 Outputs = dict[str, npt.NDArray[np.float32]]
 

@@ -17,12 +17,11 @@ from modelpress.spec.sensitivity import METHODS, Measurement, Sensitivity
 from workers.engine.context import Context
 from workers.engine.errors import Unsupported
 from workers.engine.graph import Graph, execute, match, shapes
-from workers.engine.passes import _lookahead
+from workers.engine.passes import _lookahead, _moments
 from workers.engine.passes.analyze import _form, _methods
 from workers.engine.passes.analyze._form import Form, Subject
 from workers.engine.passes.analyze._meter import Effect, Meter
 from workers.engine.passes.analyze._methods import Change
-from workers.engine.passes.quantize import _moments
 
 
 def apply(graph: Graph, step: AnalyzeSensitivity, ctx: Context) -> Graph:

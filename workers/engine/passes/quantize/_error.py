@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from workers.engine.passes.quantize._moments import Moments
+from workers.engine.passes._moments import Moments
 
 Tensor = torch.Tensor
 _TINY = 1e-30

@@ -21,7 +21,7 @@ from workers.engine.context import Context
 from workers.engine.errors import Unsupported
 from workers.engine.graph import Graph, execute
 from workers.engine.measure.quality import Reference
-from workers.engine.passes.quantize import _knapsack, _moments
+from workers.engine.passes import _knapsack, _moments
 from workers.engine.passes.quantize._packed import Packed
 
 Choices = dict[str, int]

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from workers.engine.formats import upgrade
 from workers.engine.graph import Graph, codes, edit
-from workers.engine.passes.quantize._matrix import Matrix
+from workers.engine.passes._matrix import Matrix
 
 Codes = npt.NDArray[np.uint8]
 

@@ -10,10 +10,10 @@ import numpy.typing as npt
 import torch
 
 from modelpress.spec.quantize import QuantizeBits
+from workers.engine.passes._matrix import Matrix
+from workers.engine.passes._moments import Moments
 from workers.engine.passes.quantize import _awq, _error, _gptq, _grid, _nbits, _round, _target
 from workers.engine.passes.quantize._grid import Grid, Scales
-from workers.engine.passes.quantize._matrix import Matrix
-from workers.engine.passes.quantize._moments import Moments
 from workers.engine.passes.quantize._packed import Packed
 
 Tensor = torch.Tensor

@@ -7,10 +7,11 @@ from collections.abc import Collection, Mapping, Sequence
 from modelpress.spec.quantize import QuantizeBits
 from workers.engine.context import Context
 from workers.engine.graph import Graph, match
-from workers.engine.passes.quantize import _bias, _matrix, _moments, _targets
+from workers.engine.passes import _matrix, _moments
+from workers.engine.passes._matrix import Matrix
+from workers.engine.passes.quantize import _bias, _targets
 from workers.engine.passes.quantize import _rounding as rounding
 from workers.engine.passes.quantize._builder import Builder
-from workers.engine.passes.quantize._matrix import Matrix
 from workers.engine.passes.quantize._rounding import Rounded
 
 Layers = Mapping[str, list[match.Layer]]

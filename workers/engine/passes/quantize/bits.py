@@ -20,8 +20,8 @@ from workers.engine.context import Context
 from workers.engine.errors import BadModel, NothingChanged
 from workers.engine.graph import Graph, edit, match, shapes
 from workers.engine.passes import _constants, _lookahead, _weights
+from workers.engine.passes._matrix import Matrix
 from workers.engine.passes.quantize import _mixed, _nbits, _packed, _prepare, _rounds
-from workers.engine.passes.quantize._matrix import Matrix
 from workers.engine.passes.quantize._rounding import Rounded
 
 _AT_LOAD = "ONNX Runtime turns the codes into floats once, when it opens the file: the file is smaller, a run is no faster and needs no less memory"

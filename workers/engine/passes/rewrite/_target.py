@@ -2,7 +2,7 @@
 
 harm(layer, rank) = ||outputs with this layer alone at this rank - outputs||^2 / ||outputs||^2
 
-Harms are taken to add up, as in passes/quantize/_mixed.py, and the choice is that of the knapsack there.
+Harms are taken to add up, as in passes/quantize/_mixed.py, and the choice is that of passes/_knapsack.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from modelpress.spec.rewrite import Rewriting
 from workers.engine.context import Context
 from workers.engine.errors import Unsupported
 from workers.engine.graph import Graph, execute, match, shapes
-from workers.engine.passes.quantize import _knapsack, _moments
+from workers.engine.passes import _knapsack, _moments
 from workers.engine.passes.rewrite import _known
 from workers.engine.passes.rewrite._decomposition import Decomposition, Factors, Rank, Slot
 from workers.engine.passes.rewrite._layers import Candidate

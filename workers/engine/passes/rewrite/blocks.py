@@ -4,7 +4,7 @@
     Conv [O, I, k, k] -> Relu                          becomes    block -> Relu
 
 Shapes stay; what a block costs is in closed form in _units.py. With a target, each block is put in alone, fitted to what the convolution gave,
-and measured by the error of the network's outputs; the choice of the least harm is that of passes/quantize/_knapsack.py.
+and measured by the error of the network's outputs; the choice of the least harm is that of passes/_knapsack.py.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ from workers.engine.errors import Diverged, NothingChanged, Unsupported
 from workers.engine.graph import Graph, edit, execute, match, shapes
 from workers.engine.graph.build import Builder
 from workers.engine.graph.ops import convolution
-from workers.engine.passes import _lookahead
-from workers.engine.passes.quantize import _knapsack, _moments
+from workers.engine.passes import _knapsack, _lookahead, _moments
 from workers.engine.passes.rewrite import _inherit, _layers, _rewriting, _units
 from workers.engine.passes.rewrite._layers import Subject
 from workers.engine.passes.rewrite._units import Place, Unit

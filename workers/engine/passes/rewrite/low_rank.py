@@ -20,9 +20,8 @@ from modelpress.spec.rewrite.low_rank import RANKS
 from workers.engine.context import Context
 from workers.engine.errors import Unsupported
 from workers.engine.graph import Graph
-from workers.engine.passes import _overrides, _weights
-from workers.engine.passes.quantize import _moments
-from workers.engine.passes.quantize._matrix import Matrix
+from workers.engine.passes import _moments, _overrides, _weights
+from workers.engine.passes._matrix import Matrix
 from workers.engine.passes.rewrite import _layers, _rewriting, _target
 from workers.engine.passes.rewrite._decomposition import Decomposition, Factors, Rank, Spatial, Svd
 from workers.engine.passes.rewrite._layers import Candidate, Subject

@@ -19,8 +19,8 @@ from workers.engine import data, forward
 from workers.engine.context import Context
 from workers.engine.errors import BadModel
 from workers.engine.graph import Graph, execute, match, shapes
-from workers.engine.passes.quantize import _matrix
-from workers.engine.passes.quantize._matrix import Matrix
+from workers.engine.passes import _matrix
+from workers.engine.passes._matrix import Matrix
 
 MAX_COLUMNS = 4096
 """A wider layer's matrix, and its inverse, would take more than 128 MiB each."""
