@@ -41,6 +41,14 @@ def layers(graph: Graph) -> list[Layer]:
     return [layer for layer in found if layer is not None]
 
 
+def by_weight(graph: Graph) -> dict[str, list[Layer]]:
+    """All layers by the weight they multiply by, in order."""
+    found: dict[str, list[Layer]] = {}
+    for layer in layers(graph):
+        found.setdefault(layer.weight, []).append(layer)
+    return found
+
+
 def not_layers(graph: Graph) -> dict[str, str]:
     """Weights of two or more axes (longer than 1) that no layer uses, with the reason."""
     of_layers = {layer.weight for layer in layers(graph)}

@@ -64,10 +64,8 @@ class Form:
     @cached_property
     def layers(self) -> list[Subject]:
         """The weights of all layers."""
-        users: dict[str, list[match.Layer]] = {}
-        for layer in match.layers(self.graph):
-            users.setdefault(layer.weight, []).append(layer)
         self.skipped.update(match.not_layers(self.graph))
+        users = match.by_weight(self.graph)
         found = [Subject(name, users=tuple(of)) for name, of in users.items()]
         return [subject for subject in found if self._is_usable(subject)]
 

@@ -107,12 +107,10 @@ def _prepared(
 
 
 def _chosen(graph: Graph, step: QuantizeBits, ctx: Context) -> dict[str, list[match.Layer]]:
-    found: dict[str, list[match.Layer]] = {}
-    excluded: dict[str, None] = {}
-    for layer in match.layers(graph):
-        found.setdefault(layer.weight, []).append(layer)
-        if step.excludes(layer.weight, layer.name):
-            excluded[layer.weight] = None
+    found = match.by_weight(graph)
+    excluded = [
+        name for name, users in found.items() if step.excludes(name, *(u.name for u in users))
+    ]
     for name in excluded:
         ctx.skipped(name, "excluded by the recipe")
         del found[name]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,7 +70,7 @@ def find(
         BadModel: a weight is not finite.
     """
     found = []
-    for users in _by_weight(graph):
+    for users in map(tuple, match.by_weight(graph).values()):
         reason = _why_not(graph, users, step)
         if not reason and convolutions_only and users[0].kind != "Conv":
             reason = "it is no convolution"
@@ -91,13 +90,6 @@ def nothing(step: Step, ctx: Context) -> NothingChanged:
         f"{step.kind} rewrote no layer ({reasons or 'the model has no Conv, Gemm or MatMul with a weight'})",
         hint="shorten exclude" if step.exclude else "leave this step out for this model",
     )
-
-
-def _by_weight(graph: Graph) -> Iterator[tuple[match.Layer, ...]]:
-    found: dict[str, list[match.Layer]] = {}
-    for layer in match.layers(graph):
-        found.setdefault(layer.weight, []).append(layer)
-    yield from map(tuple, found.values())
 
 
 def _subject(graph: Graph, users: tuple[match.Layer, ...]) -> Subject:
