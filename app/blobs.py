@@ -115,11 +115,7 @@ def remove_one(blob: Blob) -> bool:
     """Removes a file that was noted, unless a row names it or another sweeper was first; forgets the note."""
     with db.transaction() as session:
         session.execute(select(Project.id).where(Project.id == blob.project_id).with_for_update())
-        noted = session.get(Orphan, (blob.project_id, blob.sha256))
-        if noted is None:
-            return False
-        session.delete(noted)
-        if not _unnamed(session, [blob]):
+        if not _forget(session, [blob]) or not _unnamed(session, [blob]):
             return False
         storage.get().delete(blob.key)
         return True
@@ -166,10 +162,12 @@ def _named(session: Session, project_id: str, sha256s: set[str]) -> set[str]:
     return {str(sha256) for (sha256,) in session.execute(union(*mine, uploads))}
 
 
-def _forget(session: Session, blobs: Iterable[Blob]) -> None:
+def _forget(session: Session, blobs: Iterable[Blob]) -> int:
+    """How many notes there were; those that another sweeper forgets meanwhile do not count."""
     names = [(blob.project_id, blob.sha256) for blob in blobs]
     noted = tuple_(Orphan.project_id, Orphan.sha256).in_(names)
-    session.execute(delete(Orphan).where(noted), execution_options={"synchronize_session": False})
+    gone = delete(Orphan).where(noted).returning(Orphan.sha256)
+    return len(session.execute(gone, execution_options={"synchronize_session": False}).all())
 
 
 def _stored() -> Iterator[list[Blob]]:

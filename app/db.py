@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 from app import settings, tables
 
 _PATIENCE_S = 15
+_making = threading.Lock()
 
 
 def make_engine(url: str) -> Engine:
@@ -70,16 +72,24 @@ def _use_wal(connection: Any) -> None:
 
 
 @cache
-def engine() -> Engine:
-    """The engine of this process; a forked child must call `forget_engine` first."""
+def made_engine() -> Engine:
+    """The engine, for a single thread."""
     return make_engine(settings.get().resolved_database_url)
+
+
+def engine() -> Engine:
+    """The engine of this process, one whichever threads ask first; a forked child must call `forget_engine` first."""
+    if made_engine.cache_info().currsize:
+        return made_engine()
+    with _making:
+        return made_engine()
 
 
 def forget_engine() -> None:
     """Drops the connections inherited over a fork, without closing the parent's."""
-    if engine.cache_info().currsize:
-        engine().dispose(close=False)
-        engine.cache_clear()
+    if made_engine.cache_info().currsize:
+        made_engine().dispose(close=False)
+        made_engine.cache_clear()
 
 
 @contextmanager

@@ -154,10 +154,10 @@ def configure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Calla
 
 
 def _forget() -> None:
-    if db.engine.cache_info().currsize:
+    if db.made_engine.cache_info().currsize:
         _rest(db.engine().pool)
         db.engine().dispose()
-    db.engine.cache_clear()
+    db.made_engine.cache_clear()
     settings.get.cache_clear()
 
 
