@@ -11,14 +11,19 @@ import importlib
 from modelpress.spec.step import Step
 from workers.engine.context import Context
 from workers.engine.graph import Graph
+from workers.engine.passes import _exclusions
 
 
 def apply(graph: Graph, step: Step, ctx: Context) -> Graph:
-    """Runs the pass that performs the step.
+    """Runs the pass that performs the step, and tells which patterns of `exclude` match nothing.
 
     Raises:
         EngineError: whatever the pass raises.
     """
     module = importlib.import_module(f"{__name__}.{step.kind}")
+    known = _exclusions.names(graph)
     result: Graph = module.apply(graph, step, ctx)
+    known.update(touched.layer for touched in ctx.coverage.touched)
+    known.update(skipped.layer for skipped in ctx.coverage.skipped)
+    _exclusions.tell(step, known, ctx)
     return result

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
@@ -19,7 +18,7 @@ from workers.engine.formats.packing import Coded, Method, Packed, cuts
 from workers.engine.graph import Graph
 from workers.engine.measure import parts
 from workers.engine.measure.parts import Part
-from workers.engine.passes import _constants
+from workers.engine.passes import _constants, _exclusions
 
 
 def pack(graph: Graph, step: Step, ctx: Context, method: Method) -> Graph:
@@ -91,11 +90,7 @@ def _left(graph: Graph, step: Step, ctx: Context) -> set[str]:
     """
     made = _constants.nodes(graph)
     names = {name: {name, *_readers(value, made)} for name, value in graph.initializers.items()}
-    for pattern in step.exclude:
-        if not any(fnmatch.filter(known, pattern) for known in names.values()):
-            ctx.note(
-                f"exclude: '{pattern}' is the name of no tensor of the model as it is now, and of no node that reads one"
-            )
+    _exclusions.tell(step, set().union(*names.values()), ctx)
     return {name for name, known in names.items() if step.excludes(*known)}
 
 
