@@ -42,14 +42,18 @@ NAMED: dict[str, Recipe] = {
         name="deep-compression",
         steps=(
             PruneMagnitude(
-                sparsity=0.95,
-                max_layer_sparsity=0.97,
-                rounds=6,
-                fine_tune=FineTune(epochs=5),
+                sparsity=0.96,
+                max_layer_sparsity=0.975,
+                rounds=8,
+                fine_tune=FineTune(epochs=8),
                 recover=_TAUGHT,
             ),
             QuantizeCluster(
-                bits=3, conv_bits=4, fine_tune=CentroidTraining(epochs=8), recover=_TAUGHT
+                bits=3,
+                conv_bits=4,
+                bias_bits=4,
+                fine_tune=CentroidTraining(epochs=10),
+                recover=_TAUGHT,
             ),
             CodeEntropy(),
         ),
