@@ -141,15 +141,18 @@ def _order_problems(steps: tuple[Step, ...]) -> list[Problem]:
         if not earlier.leaves_trainable and (
             later.changes_model or later.analyzes or not earlier.changes_model
         ):
-            result = "whose result holds integers that no step can change"
+            result = "which stores weights in a form that no step can change"
+            hint = f"put {earlier.kind} last"
             if not earlier.changes_model:
                 result = "which writes the finished model"
+            if not later.leaves_trainable and earlier.changes_model == later.changes_model:
+                hint = "leave one of the two out: neither can follow the other"
             problems.append(
                 Problem(
                     pointer=f"/steps/{index}/kind",
                     code="wrong_order",
                     reason=f"{later.kind} can't follow {earlier.kind}, {result}",
-                    hint=f"put {earlier.kind} last",
+                    hint=hint,
                 )
             )
     return problems

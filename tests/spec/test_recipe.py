@@ -160,6 +160,41 @@ def test_quantizing_twice_is_refused() -> None:
     assert found.code == "wrong_order"
 
 
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        ("quantize.cluster", "quantize.float16"),
+        ("quantize.float16", "quantize.cluster"),
+        ("code.huffman", "code.entropy"),
+    ],
+)
+def test_of_two_last_steps_none_is_told_to_be_last(kinds: tuple[str, str]) -> None:
+    steps = [{"kind": kind} for kind in kinds]
+    (found,) = recipe.parse({"steps": steps}).problems(has_data=False, has_labels=False)
+    assert found.code == "wrong_order"
+    assert found.hint == "leave one of the two out: neither can follow the other"
+
+
+@pytest.mark.parametrize(
+    ("step", "reason"),
+    [
+        ({**DYNAMIC, "calibration": "mse"}, "ranges in each run"),
+        ({**INT8, "percentile": 99.0}, "calibration is 'minmax'"),
+        ({"kind": "quantize.qat", "percentile": 99.0}, "calibration is 'mse'"),
+        ({"kind": "quantize.bits", "damping": 0.1}, "method is 'rtn'"),
+        ({"kind": "quantize.bits", "method": "awq", "damping": 0.1}, "method is 'awq'"),
+        ({"kind": "quantize.binary", "temperature": 2.0}, "distill is 0"),
+    ],
+)
+def test_options_without_effect_are_refused(step: dict[str, Any], reason: str) -> None:
+    assert reason in only({"steps": [step]}).reason
+
+
+def test_options_with_effect_are_taken() -> None:
+    assert recipe.parse({"steps": [{**INT8, "calibration": "percentile", "percentile": 99.0}]})
+    assert recipe.parse({"steps": [{"kind": "quantize.bits", "method": "gptq", "damping": 0.1}]})
+
+
 def test_right_order_with_all_data_has_no_problem() -> None:
     wanted = recipe.parse({"steps": [{**PRUNE, "fine_tune": {}}, INT8]})
     assert wanted.problems(has_data=True, has_labels=True) == []

@@ -113,4 +113,8 @@ class QuantizeBinary(Step):
     def _says_once_what_is_learned(self) -> Self:
         if self.recover is not None and self.distill > 0:
             raise ValueError("distill and recover both say what is learned: leave one of them out")
+        if self.distill == 0 and self.temperature != type(self).model_fields["temperature"].default:
+            raise ValueError(
+                f"temperature {self.temperature:g} divides class scores that distill compares, distill is 0: set it, or leave temperature out"
+            )
         return self

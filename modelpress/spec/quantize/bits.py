@@ -117,7 +117,7 @@ class QuantizeBits(Step):
         default=0.01,
         gt=0,
         le=1,
-        description="With gptq: this share of the mean diagonal is added to the Hessian's diagonal.",
+        description="With gptq and sequential: this share of the mean diagonal is added to the Hessian's diagonal.",
     )
     scales: Literal["float16", "float32"] = Field(
         default="float16",
@@ -139,6 +139,11 @@ class QuantizeBits(Step):
             raise ValueError(f"act_order is an option of method 'gptq', method is '{self.method}'")
         if self.sequential and self.method == "rtn":
             raise ValueError("sequential is an option of methods 'gptq' and 'awq', method is 'rtn'")
+        fits = self.method == "gptq" or self.sequential
+        if not fits and self.damping != type(self).model_fields["damping"].default:
+            raise ValueError(
+                f"damping is for method 'gptq' and for sequential, method is '{self.method}': set one of them, or leave damping out"
+            )
         if self.bias_correction and self.mixed is not None:
             raise ValueError(
                 "bias_correction can't be had with mixed, which measures the harm of weights alone: leave one of them out"

@@ -11,6 +11,18 @@ from modelpress.spec.step import Step
 Target = Literal["cpu", "tensorrt", "mobile"]
 
 
+Calibration = Literal["minmax", "percentile", "entropy", "mse"]
+PERCENTILE = 99.99
+
+
+def check_percentile(calibration: Calibration, percentile: float) -> None:
+    """Refuses a share of values that no calibration asks for."""
+    if calibration != "percentile" and percentile != PERCENTILE:
+        raise ValueError(
+            f"percentile {percentile:g} is for calibration 'percentile', calibration is '{calibration}': set it, or leave percentile out"
+        )
+
+
 class AdaRound(BaseModel):
     """Whether each weight is rounded up or down is learned, so that the layer's outputs change least."""
 
@@ -48,13 +60,13 @@ class QuantizeInt8(Step):
         description="Who runs the file. cpu: ONNX Runtime's integer kernels. tensorrt: symmetric int8, float biases, QuantizeLinear "
         "where a layer reads. mobile: integers from end to end, one weight scale per matrix. Dynamic mode knows cpu only.",
     )
-    calibration: Literal["minmax", "percentile", "entropy", "mse"] = Field(
+    calibration: Calibration = Field(
         default="minmax",
         description="How a static activation range is taken from the values seen: all of them, a share of them, the range that keeps "
         "most information (Kullback-Leibler), or that with the least squared error.",
     )
     percentile: float = Field(
-        default=99.99,
+        default=PERCENTILE,
         gt=50,
         le=100,
         description="With calibration 'percentile': the share of values kept, in percent.",
@@ -93,6 +105,15 @@ class QuantizeInt8(Step):
     def needs_data(self) -> bool:
         refined = self.smooth is not None or self.adaround is not None or self.bias_correction
         return self.mode == "static" or refined
+
+    @model_validator(mode="after")
+    def _ranges_are_taken_as_asked(self) -> Self:
+        if self.mode == "dynamic" and self.calibration != "minmax":
+            raise ValueError(
+                f"calibration is '{self.calibration}', but mode 'dynamic' takes ranges in each run: set mode to static, or leave calibration out"
+            )
+        check_percentile(self.calibration, self.percentile)
+        return self
 
     @model_validator(mode="after")
     def _dynamic_mode_has_a_runner(self) -> Self:

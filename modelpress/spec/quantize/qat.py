@@ -7,7 +7,13 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from modelpress.spec.distill import Recover, _teaching
-from modelpress.spec.quantize.int8 import QuantizeInt8, Target
+from modelpress.spec.quantize.int8 import (
+    PERCENTILE,
+    Calibration,
+    QuantizeInt8,
+    Target,
+    check_percentile,
+)
 from modelpress.spec.step import FineTune, Step
 
 
@@ -48,12 +54,12 @@ class QuantizeQat(Step):
         default="cpu",
         description="Who runs the file, as in quantize.int8: cpu, tensorrt or mobile.",
     )
-    calibration: Literal["minmax", "percentile", "entropy", "mse"] = Field(
+    calibration: Calibration = Field(
         default="mse",
         description="How the first step sizes of activations are taken, as in quantize.int8.",
     )
     percentile: float = Field(
-        default=99.99,
+        default=PERCENTILE,
         gt=50,
         le=100,
         description="With calibration 'percentile': the share of values kept, in percent.",
@@ -95,6 +101,11 @@ class QuantizeQat(Step):
             reduce_range=self.reduce_range,
             equalize=self.equalize,
         )
+
+    @model_validator(mode="after")
+    def _ranges_are_taken_as_asked(self) -> Self:
+        check_percentile(self.calibration, self.percentile)
+        return self
 
     @model_validator(mode="after")
     def _says_once_what_is_learned(self) -> Self:
