@@ -342,6 +342,20 @@ def test_input_scales_are_the_mean_size_of_what_signs_were_taken_of(tmp_path, ne
     assert ctx.coverage.latency_packed is not None
 
 
+def test_a_transposed_convolution_has_no_scales_of_inputs_and_runs(tmp_path):
+    model, graph = jobs.load("upsampling_cnn", tmp_path)
+    ranks = {value: 4 for node in graph.nodes for value in [node.inputs[0].name]}
+    layers = match.layers(graph)
+    trained = _signs.trained_values(graph)
+    signs = _signs.place(graph, layers, ranks, trained, scaled=True)
+    [(name, reason)] = signs.unscaled.items()
+    assert name.startswith("ConvTranspose")
+    assert "no window of inputs" in reason
+    feeds = jobs.nets.feeds(model, 3)
+    [output] = execute.observe(graph, feeds, [graph.outputs[0].name]).values()
+    assert output.shape == (3, 1, 8, 8)
+
+
 def test_input_scales_are_refused_without_signs_of_inputs():
     with pytest.raises(ValidationError, match="input_scales is for method 'xnor'"):
         QuantizeBinary(method="bnn", input_scales=True)

@@ -212,7 +212,7 @@ def _scale_by_inputs(graph: Graph, layer: Layer, signs: Signs, rank: int) -> str
 
     x [N, C, H, W] -> |x| -> mean over C -> Pad(1) -> mean of each window: K [N, 1, H', W']
     """
-    if layer.kind == "Conv" and (reason := _unscalable(graph, layer)):
+    if "Conv" in layer.kind and (reason := _unscalable(graph, layer)):
         return reason
     node, source = layer.node, layer.node.inputs[0]
     assert source is not None, "signs were placed before the layer"
@@ -236,6 +236,8 @@ def _scale_by_inputs(graph: Graph, layer: Layer, signs: Signs, rank: int) -> str
 def _unscalable(graph: Graph, layer: Layer) -> str:
     """Why the windows of a convolution have no mean size; '' where they have."""
     attributes = layer.node.attributes
+    if layer.kind != "Conv":
+        return "what a transposed convolution makes has no window of inputs"
     if graph.weight(layer.weight).ndim != 4:
         return "only images have scales of inputs"
     if "group" in attributes and attributes["group"].as_int() != 1:
