@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from modelpress.packed import cells, entropy, huffman, maps
+from modelpress.packed import cells, contexts, entropy, huffman, maps
 from modelpress.packed.cells import Cells, Even, Uneven
 from modelpress.packed.contexts import Layout
 from modelpress.packed.huffman import Symbols
@@ -257,13 +257,17 @@ class Entropy:
         """Reads a byte of flags, the cells, and the centre, where there are such.
 
         Raises:
-            PackedError: rows are made use of, but the tensor has no columns, or there is but one symbol.
+            PackedError: rows are made use of, but the tensor has no columns or too many symbols, or there is but one symbol.
         """
         flags = reader.choice("contexts of an entropy code", 64)
         uses_rows = bool(flags & (TRANSPOSED | COLUMNS | NEIGHBOURS))
         if alphabet < 2 or (uses_rows and not columns):
             raise PackedError("an entropy code has one symbol, or contexts but no columns")
         cut = _cells(reader, flags, alphabet)
+        if uses_rows and cut.count > contexts.MOST_SYMBOLS:
+            raise PackedError(
+                f"contexts of {cut.count:,} symbols, at most {contexts.MOST_SYMBOLS:,} have such"
+            )
         layout = Layout()
         if flags & ~(EVEN | UNEVEN):
             layout = Layout(

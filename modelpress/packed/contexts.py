@@ -26,6 +26,8 @@ PRECISION = 24
 FIRST_RUN = 16
 FEW = 1024
 """Passes of fewer symbols have no contexts."""
+MOST_SYMBOLS = 1024
+"""Larger alphabets have no contexts: to keep frequencies for each would take a decoder long, whatever the symbols are."""
 _NEAR = (4, 12, 24)
 _COLUMNS = (1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 48)
 """Borders of classes, as sixteenths of the mean over the map."""

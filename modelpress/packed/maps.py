@@ -31,9 +31,9 @@ def read_table(reader: Reader, width: int) -> Elements:
     count up, and from the largest on to 0. RISING: the first value, and by how much each is above the one before.
 
     Raises:
-        PackedError: there are none, or more than MAX_SYMBOLS, or one does not fit the width.
+        PackedError: there are none, or more than MAX_SYMBOLS or than elements of the width can tell apart, or one does not fit it.
     """
-    count = reader.number("number of symbols", MAX_SYMBOLS)
+    count = reader.number("number of symbols", min(MAX_SYMBOLS, 1 << width))
     if not count:
         raise PackedError("a table has no symbols")
     kind = reader.choice("form of a table", 4)

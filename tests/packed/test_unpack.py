@@ -272,6 +272,22 @@ def test_hostile_files_are_refused_before_they_cost_anything(bomb, tmp_path):
     assert peak < 8 << 20
 
 
+@pytest.mark.parametrize(
+    ("width", "symbols", "flags", "reason"),
+    [
+        (1, 3, b"\0", "number of symbols is over 2"),
+        (8, 257, b"\0", "number of symbols is over 256"),
+        (16, 1025, b"\2\0", "contexts of 1,025 symbols, at most 1,024"),
+    ],
+)
+def test_alphabets_that_take_long_and_tell_nothing_are_refused(width, symbols, flags, reason):
+    """A code of no bytes is that of any number of first symbols: what it costs to decode must not grow with what a file claims."""
+    first = bytes(max(width // 8, 1))
+    table = bytes([Codec.ENTROPY, width]) + number(symbols) + b"\1" + first
+    with pytest.raises(packed.PackedError, match=reason):
+        making.contents(number(8) + table + flags + blob(b""), 4096)
+
+
 def test_caller_may_ask_for_a_lower_limit(content, tmp_path):
     assert "over 1,000" in refused(content, tmp_path, max_bytes=1000)
 

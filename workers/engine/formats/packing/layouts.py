@@ -120,6 +120,8 @@ def _candidates(
     if alphabet > 2 and counts[centre] > SPLIT_FROM * len(symbols):
         yield Layout(split=True, centre=centre)
         splits = (False, True)
+    if alphabet > contexts.MOST_SYMBOLS:
+        return
     uses = ((True, False), (False, True), (True, True))
     for width, transposed, split, (sums, near) in itertools.product(
         columns, (False, True), splits, uses
