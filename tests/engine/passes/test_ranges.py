@@ -35,6 +35,13 @@ def test_least_squared_error_reaches_the_best_uniform_quantizer_of_a_gaussian(re
     assert reached > minmax + 1
 
 
+@pytest.mark.parametrize("kind", [_ranges.SquaredError, _ranges.Entropy])
+def test_ranges_are_found_up_to_the_largest_float(kind):
+    values = normal(10_000) * np.float32(8e37)
+    low, high = bounds(kind(symmetric=False), values)
+    assert values.min() <= low < 0 < high <= values.max()
+
+
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_entropy_cuts_an_outlier_and_a_rectified_range_begins_at_zero(symmetric):
     values = np.maximum(np.append(normal(100_000), np.float32(60)), 0)

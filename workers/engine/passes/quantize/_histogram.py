@@ -7,6 +7,8 @@ import numpy.typing as npt
 
 BINS = 4096
 MIDDLE = BINS // 2
+_FLOAT32_SPANS = 2.0**126
+"""How far on both sides of 0 values may lie for their differences to be float32."""
 
 
 class Histogram:
@@ -30,7 +32,8 @@ class Histogram:
         self._widen(max(-self.low, self.high))
         if self.reach:
             span = (-self.reach, self.reach)
-            self.counts += np.histogram(values, bins=BINS, range=span)[0]
+            wide = values.astype(np.float64) if self.reach > _FLOAT32_SPANS else values
+            self.counts += np.histogram(wide, bins=BINS, range=span)[0]
         else:
             self.counts[MIDDLE] += values.size
 
