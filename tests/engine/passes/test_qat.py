@@ -141,6 +141,13 @@ def test_zeros_of_an_earlier_step_stay_zero(tmp_path):
     assert sum("zeros kept" in t.change for t in ctx.coverage.touched) == len(names)
 
 
+def test_a_weight_that_is_zero_everywhere_stays_so(tmp_path):
+    _, graph = jobs.load("mlp", tmp_path)
+    graph.set_weight("weight_9", np.zeros_like(graph.weight("weight_9")))
+    _, result, _ = trained("mlp", tmp_path, graph=graph)
+    assert not result.weight("weight_9_int8").any()
+
+
 def test_without_labels_the_uploaded_model_teaches(tmp_path):
     _, _, ctx = trained("mlp", tmp_path, labels=False)
     assert any("towards the uploaded model's outputs" in note for note in ctx.coverage.notes)

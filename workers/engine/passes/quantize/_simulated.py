@@ -161,6 +161,6 @@ def _biases(
 def _zeros(
     weights: Mapping[str, nn.Parameter], wanted: Mapping[str, StepSize]
 ) -> dict[str, Tensor]:
-    """Where weights are 0, as pruning leaves them; a weight that is 0 everywhere is free."""
+    """Where weights are 0, as pruning leaves them. A weight that is 0 everywhere has no step that it could grow by."""
     masks = {name: weights[name].detach() == 0 for name in wanted}
-    return {name: mask for name, mask in masks.items() if mask.any() and not mask.all()}
+    return {name: mask for name, mask in masks.items() if mask.any()}
