@@ -190,6 +190,41 @@ def test_fixed_batches_have_no_signs_of_activations(tmp_path):
         binary.apply(graph, QuantizeBinary(method="bnn", training=TRAINING), ctx)
 
 
+TWO_LAYERS = "{ h = MatMul(x, w) r = Relu(h) y = MatMul(r, v) }"
+
+
+def signed(tmp_path: Path, source: str, training: dict[str, object]) -> jobs.Context:
+    """What bnn reports of a network that is given as text."""
+    path = tmp_path / "net.onnx"
+    model = jobs.text(source)
+    onnx.save(model, path)
+    graph = formats.load(path)
+    free = jobs.text(source.replace("[4,", "[n,"))
+    ctx = jobs.context_of(graph, tmp_path, jobs.dataset_of(free))
+    step = QuantizeBinary(method="bnn", float_ends=False, training=training)
+    verify.verify(binary.apply(graph, step, ctx))
+    return ctx
+
+
+def test_a_batch_that_is_declared_fixed_is_kept_where_the_kernels_are_timed(tmp_path):
+    """Its operators take any batch, so that it can be trained; ONNX Runtime takes no other than the declared."""
+    weights = "<float[64, 20] w, float[20, 10] v>"
+    source = f"g (float[4, 64] x) => (float[4, 10] y) {weights} {TWO_LAYERS}"
+    timed = signed(tmp_path, source, TRAINING).coverage.latency_packed
+    assert timed is not None
+    assert timed.batch == 4
+
+
+@pytest.mark.parametrize(("dtype", "number"), [("double", 11), ("float16", 10)])
+def test_signs_have_the_type_of_the_network(tmp_path, dtype, number):
+    weights = f"<{dtype}[64, 20] w, {dtype}[20, 10] v>"
+    layers = f"{{ c = Cast <to = {number}> (x) h = MatMul(c, w) r = Relu(h) y = MatMul(r, v) }}"
+    source = f"g (float[n, 64] x) => ({dtype}[n, 10] y) {weights} {layers}"
+    slow = {**TRAINING, "optimizer": "sgd", "learning_rate": 1e-4}
+    ctx = signed(tmp_path, source, slow)
+    assert any("the kernels give float32" in note for note in ctx.coverage.notes)
+
+
 def test_the_sign_of_zero_is_one_and_the_gradient_stops_beyond_one():
     x = torch.tensor([-2.0, -1.0, -0.5, 0.0, -0.0, 0.5, 1.0, 2.0], requires_grad=True)
     y = _binarize.sign(x)

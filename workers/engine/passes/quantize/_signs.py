@@ -101,7 +101,9 @@ def finish(graph: Graph, signs: Signs) -> None:
     """Replaces places by the operators of a sign that is 1 for 0."""
     for node in signs.places.values():
         (value,) = (v for v in node.inputs if v is not None)
-        dtype = np.float32 if value.dtype is None else value.dtype.numpy()
+        stored = node.outputs[0].dtype
+        assert stored is not None, "places have the type of what they give"
+        dtype = stored.numpy()
         zero, one, minus = (
             graph.add_weight(f"{node.name}_{name}", np.array(number, dtype))
             for name, number in (("zero", 0), ("one", 1), ("minus_one", -1))
@@ -152,6 +154,7 @@ def _place(graph: Graph, layer: Layer, value: ir.Value, signs: Signs, known: _Kn
             bare = _normalized(graph, layer, bare)
             signs.normalizations += 1
         node = edit.insert_before(graph, layer.node, "Identity", [bare], name=f"{layer.name}_sign")
+        node.outputs[0].dtype = ir.DataType.from_numpy(graph.weight(layer.weight).dtype)
         known.places[value] = node.outputs[0]
         signs.places[node.outputs[0].name or ""] = node
     placed = known.places[value]
