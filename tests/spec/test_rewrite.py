@@ -24,6 +24,7 @@ from modelpress.spec.rewrite import RewriteDepthwise, RewriteLowRank, Target
         ({"target": {"macs": 0.5, "bytes": 0.5}}, "both is given"),
         ({"target": {"macs": 1}}, "less than 1"),
         ({"ratio": 2, "recover": {"distill": {}}}, "fine_tune is null"),
+        ({"ratio": 2, "samples": 64}, "samples is 64, but nothing is measured on them"),
     ],
 )
 def test_options_that_do_not_belong_together_are_refused(options: Any, reason: str) -> None:
@@ -35,7 +36,7 @@ def test_options_that_do_not_belong_together_are_refused(options: Any, reason: s
     ("options", "data", "labels"),
     [
         ({"ratio": 2}, False, False),
-        ({"ratio": 2, "activation_aware": True}, True, False),
+        ({"ratio": 2, "activation_aware": True, "samples": 64}, True, False),
         ({"target": {"macs": 0.5}}, True, False),
         ({"ratio": 2, "layerwise": {}}, True, False),
         ({"ratio": 2, "fine_tune": {}}, True, True),

@@ -63,9 +63,14 @@ class Rewriting(Step):
     )
 
     @property
+    def measures(self) -> bool:
+        """Whether training samples are looked at before anything is trained."""
+        return self.target is not None
+
+    @property
     def needs_data(self) -> bool:
         trains = self.layerwise is not None or self.fine_tune is not None
-        return trains or self.target is not None
+        return trains or self.measures
 
     @property
     def needs_labels(self) -> bool:
@@ -78,4 +83,13 @@ class Rewriting(Step):
     @model_validator(mode="after")
     def _recovery_trains(self) -> Self:
         _teaching.check_trains(self.fine_tune, self.recover)
+        return self
+
+    @model_validator(mode="after")
+    def _samples_are_looked_at(self) -> Self:
+        is_given = self.samples != Rewriting.model_fields["samples"].default
+        if is_given and not self.measures:
+            raise ValueError(
+                f"samples is {self.samples}, but nothing is measured on them: set target, or leave samples out"
+            )
         return self

@@ -70,8 +70,8 @@ class RewriteLowRank(Rewriting):
     )
 
     @property
-    def needs_data(self) -> bool:
-        return super().needs_data or self.activation_aware
+    def measures(self) -> bool:
+        return super().measures or self.activation_aware
 
     @property
     def uses_sensitivity(self) -> bool:
