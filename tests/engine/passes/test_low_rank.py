@@ -116,6 +116,15 @@ def test_error_of_outputs_is_that_of_the_whitened_weight_and_least():
     assert lost < 0.8 * np.linalg.norm((weight - plain.factors((4,)).product) @ x)
 
 
+def test_layers_whose_inputs_are_not_looked_at_are_named_with_the_reason(tmp_path):
+    model, _ = jobs.load("plain_cnn", tmp_path)
+    train = jobs.dataset_of(model)
+    *_, ctx = rewrite(model, tmp_path, train=train, ratio=1.5, activation_aware=True)
+    told = [note for note in ctx.coverage.notes if "by its weights alone" in note]
+    assert [note.partition("'")[2].partition("'")[0] for note in told] == ["weight_1", "weight_10"]
+    assert all("by 'spatial' it is not taken as a matrix" in note for note in told)
+
+
 def test_energy_that_needs_too_high_a_rank_leaves_the_layer_alone(tmp_path):
     model = product(PRODUCTS[0])
     with pytest.raises(

@@ -163,11 +163,13 @@ def _roots(
     matrices = {s.name: Matrix.of(graph, s.layers[0]) for s in wanted}
     narrow = [n for n, matrix in matrices.items() if matrix.columns <= _moments.MAX_COLUMNS]
     for subject in subjects:
-        if subject.name not in narrow:
-            ctx.note(
-                f"'{subject.name}' was factored by its weights alone: inputs are looked at for matrices of up to "
-                f"{_moments.MAX_COLUMNS:,} columns"
-            )
+        if subject.name not in matrices:
+            reason = f"by '{step.convolution}' it is not taken as a matrix"
+        elif subject.name not in narrow:
+            reason = f"its matrix has {matrices[subject.name].columns:,} columns, inputs are looked at up to {_moments.MAX_COLUMNS:,}"
+        else:
+            continue
+        ctx.note(f"'{subject.name}' was factored by its weights alone: {reason}")
     found: dict[str, torch.Tensor] = {}
     for names in _moments.passes(narrow, matrices):
         layers = [layer for s in wanted if s.name in names for layer in s.layers]
