@@ -40,6 +40,10 @@ def test_teachers_and_students_are_models_the_job_must_have() -> None:
             lambda: DistillFeatures(teachers=[{"role": "a"}, {"role": "b"}]),
             "2 teachers are named, but places are paired with those of one",
         ),
+        (
+            lambda: Distill(others_weight=4),
+            "others_weight is of variant 'dkd', but variant is 'kd': leave others_weight out",
+        ),
     ],
 )
 def test_what_contradicts_itself_is_refused(make, reason: str) -> None:

@@ -15,6 +15,10 @@ WITH_LABELS = 0.9
 """The teachers' share of the loss where there are labels and nobody says another."""
 
 
+OPTIONS_OF_DKD = ("target_weight", "others_weight", "warm_up")
+"""Fields that one variant alone has."""
+
+
 class Teacher(BaseModel):
     """A model whose answers are learned."""
 
@@ -135,6 +139,17 @@ class Distill(BaseModel):
             raise ValueError(
                 f"teacher '{twice[0]}' is named {named.count(twice[0])} times: name it once, with a larger weight"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _options_have_their_variant(self) -> Self:
+        fields = Distill.model_fields
+        for option in OPTIONS_OF_DKD:
+            is_given = getattr(self, option) != fields[option].default
+            if is_given and self.variant != "dkd":
+                raise ValueError(
+                    f"{option} is of variant 'dkd', but variant is '{self.variant}': leave {option} out, or set variant to 'dkd'"
+                )
         return self
 
 
