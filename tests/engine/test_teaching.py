@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from modelpress.spec.distill import Distill
+from modelpress.spec.distill import Distill, Recover
 from modelpress.spec.step import FineTune
 from tests.engine import jobs, nets
 from workers.engine import formats, initialize, teachers, teaching
@@ -247,6 +247,35 @@ def test_a_model_that_is_no_classifier_learns_all_outputs(tmp_path):
     training = FineTune(epochs=10, batch_size=16, learning_rate=3e-3)
     log = teaching.fit(student, training, ctx, teachers=[teacher], distill=Distill())
     assert log.losses[-1] < 0.7 * log.losses[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"alpha": 0.3}, "alpha 0.3 is for class scores"),
+        ({"variant": "dkd"}, "variant 'dkd' is for class scores"),
+        ({"standardize": True}, "standardize is for class scores"),
+        ({"mean": "geometric"}, "mean 'geometric' is for class scores"),
+    ],
+)
+def test_what_is_for_class_scores_is_refused_where_there_are_none(options, reason, tmp_path):
+    student, teacher, ctx = opened(tmp_path, "upsampling_cnn")
+    with pytest.raises(Unsupported, match=reason):
+        teaching.fit(student, TRAINING, ctx, teachers=[teacher], distill=Distill(**options))
+
+
+def test_what_training_goes_by_is_told_whole():
+    asked = Distill(
+        teachers=[{"role": "source"}, {"role": "large", "weight": 2}],
+        mean="geometric",
+        variant="dkd",
+        standardize=True,
+        augment={"mixup": 0.2},
+    )
+    assert teaching.described(Recover(distill=asked)) == (
+        "the answers of the uploaded model, 'large' (weight 2) (geometric mean) at temperature 4, the right class and the others apart "
+        "(dkd), standardised, on varied samples"
+    )
 
 
 def test_layerwise_trains_the_named_weights_alone(tmp_path):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from modelpress.spec.distill import Distill, Recover
+from modelpress.spec.distill import Distill, Recover, Teacher
 from modelpress.spec.distill._teaching import SOURCE, WITH_LABELS
 from modelpress.spec.step import FineTune
 from workers.engine import data, divergence, forward, losses, teachers, train, views
@@ -43,7 +43,7 @@ def fit(
     Raises:
         BadData: alpha is below 1 and there are no labels, or a label is no class.
         Diverged: as `train.fit`.
-        Unsupported: a teacher has other inputs or classes, or samples can't be varied as asked.
+        Unsupported: a teacher has other inputs or classes, samples can't be varied as asked, or what is asked needs class scores and there are none.
     """
     module = execute.as_module(graph)
     log = fit_module(module, graph, fine_tune, ctx, given=teachers, distill=distill, label=label)
@@ -81,14 +81,26 @@ def train_by(
     )
 
 
-def described(how: Recover | None) -> str:
-    """In words, what training goes by."""
+def described(how: Recover | None, *, scores: bool = True) -> str:
+    """In words, what training goes by; `scores`: whether class scores are compared, or all outputs."""
     if how is None or how.distill is None:
         return "the labels"
-    named = [
-        "the uploaded model" if t.role == SOURCE else f"'{t.role}'" for t in how.distill.teachers
+    asked = how.distill
+    named = ", ".join(_called(teacher) for teacher in asked.teachers)
+    mean = " (geometric mean)" if asked.mean == "geometric" and len(asked.teachers) > 1 else ""
+    words = [
+        f"the answers of {named}{mean}"
+        + (f" at temperature {asked.temperature:g}" if scores else "")
     ]
-    return f"the answers of {', '.join(named)} at temperature {how.distill.temperature:g}"
+    words += ["the right class and the others apart (dkd)"] if asked.variant == "dkd" else []
+    words += ["standardised"] if asked.standardize else []
+    words += ["on varied samples"] if asked.augment is not None else []
+    return ", ".join(words)
+
+
+def _called(teacher: Teacher) -> str:
+    name = "the uploaded model" if teacher.role == SOURCE else f"'{teacher.role}'"
+    return name if teacher.weight == 1 else f"{name} (weight {teacher.weight:g})"
 
 
 def fit_module(
@@ -175,6 +187,8 @@ class Lesson:
         self._kinds = [losses.kind(value) for value in student.outputs]
         self._hard = losses.classification(student)
         self.has_scores = all(teachers.has_scores(g, ctx) for g in (student, *self._graphs))
+        if not self.has_scores:
+            _check_outputs(distill)
         self.share = self._teachers_share()
         self._view = self._open_view()
 
@@ -288,6 +302,22 @@ class Lesson:
                 hint="export it with a free batch size, or leave augment out",
             )
         return views.Views(augment, self._ctx.random(f"{self._label}/views"))
+
+
+def _check_outputs(distill: Distill) -> None:
+    """Raises Unsupported where something is asked that only class scores have."""
+    asked = {
+        f"variant '{distill.variant}'": distill.variant != "kd",
+        "standardize": distill.standardize,
+        f"mean '{distill.mean}'": distill.mean != "arithmetic",
+        f"alpha {distill.alpha}": distill.learns_labels,
+    }
+    for option, is_asked in asked.items():
+        if is_asked:
+            raise Unsupported(
+                f"{option} is for class scores, but no output of the model is [samples, classes]: all outputs are compared with the teacher's",
+                hint="leave it out: what is learned are the outputs of the teacher, by their squared difference",
+            )
 
 
 def difference(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:

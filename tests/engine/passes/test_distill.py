@@ -159,6 +159,14 @@ def test_the_report_says_who_taught_and_that_no_label_was_read(tmp_path):
     assert "where its teachers are wrong, the student learns that" in notes(ctx)
 
 
+def test_weights_that_began_at_zero_are_told_so(tmp_path):
+    graph, ctx = opened(tmp_path, "plain_cnn")
+    passes.apply(graph, DistillLogits(student={"weights": "fresh"}, training=BRIEF), ctx)
+    told = {t.layer: t.change for t in ctx.coverage.touched}
+    assert "from zero to" in told["bias_21"]
+    assert "% of their size" in told["weight_20"]
+
+
 @pytest.mark.parametrize("method", ["hint", "attention", "relational"])
 def test_inner_values_come_nearer(method, tmp_path):
     """Of a narrower student; of hints, which then need an adapter, of one with new weights."""

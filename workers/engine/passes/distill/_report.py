@@ -55,16 +55,14 @@ def cover(graph: Graph, before: Weights, names: set[str], step: Step, ctx: Conte
         elif np.array_equal(was, now):
             ctx.skipped(name, "no gradient reached it")
         else:
-            ctx.touched(
-                name, f"trained: {now.size:,} weights, {_moved(was, now):.2%} of their size"
-            )
+            ctx.touched(name, f"trained: {now.size:,} weights, {_moved(was, now)}")
 
 
 def note(lesson: Lesson, log: TrainLog, step: Distilling, ctx: Context) -> None:
     """Says who taught, and how the loss went."""
     share = f"{lesson.share:.0%} of the loss" if lesson.share < 1 else "all of the loss"
     ctx.note(
-        f"{share} compares {teaching.described(Recover(distill=step))} with the student's: "
+        f"{share} compares {teaching.described(Recover(distill=step), scores=lesson.has_scores)} with the student's: "
         f"{log.losses[0]:.4g} in the first epoch, {log.losses[-1]:.4g} in the last"
     )
     if lesson.share == 1:
@@ -75,7 +73,7 @@ def note(lesson: Lesson, log: TrainLog, step: Distilling, ctx: Context) -> None:
         )
 
 
-def _moved(was: np.ndarray, now: np.ndarray) -> float:
+def _moved(was: np.ndarray, now: np.ndarray) -> str:
     before = was.astype(np.float64)
-    size = float(np.linalg.norm(before))
-    return float(np.linalg.norm(now.astype(np.float64) - before)) / max(size, 1e-12)
+    size, moved = float(np.linalg.norm(before)), float(np.linalg.norm(now - before))
+    return f"{moved / size:.2%} of their size" if size > 0 else f"from zero to {moved:.3g}"
