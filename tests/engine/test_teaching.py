@@ -159,6 +159,23 @@ def rules(pixels: str) -> onnx.ModelProto:
     return model
 
 
+def test_a_teacher_that_takes_its_inputs_in_another_order_is_refused(tmp_path):
+    """Inputs go by place: a network would be fed what is for another input, where shapes happen to be equal."""
+    student, teacher = (loaded(tmp_path, pair(order)) for order in ("ab", "ba"))
+    ctx = jobs.context_of(student, tmp_path, jobs.dataset_of(pair("ab"), labels=False))
+    reason = r"has the inputs \['b', 'a'\], the student \['a', 'b'\], in another order"
+    with pytest.raises(Unsupported, match=reason):
+        teaching.fit(student, TRAINING, ctx, teachers=[teacher], distill=Distill())
+
+
+def pair(order: str) -> onnx.ModelProto:
+    inputs = ", ".join(f"float[batch, 6] {name}" for name in order)
+    return jobs.text(
+        f"net ({inputs}) => (float[batch, 10] logits) <float[6, 10] w, float[6, 10] v> "
+        "{ x = MatMul(a, w) y = MatMul(b, v) logits = Add(x, y) }"
+    )
+
+
 def test_two_classes_can_not_be_standardised(tmp_path):
     model, _ = jobs.load("plain_cnn", tmp_path)
     two = loaded(tmp_path, classes(2))

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -66,6 +67,9 @@ def _differences(student: Graph, teacher: Graph, ctx: Context) -> list[str]:
     for index, (own, other) in enumerate(zip(ours, theirs, strict=True)):
         if own[0] != other[0] or not _fit(own[1], other[1]):
             return [f"its input {index} is {_shown(*other)}, that of the student {_shown(*own)}"]
+    for what in ("inputs", "outputs"):
+        if orders := other_order(getattr(student, what), getattr(teacher, what)):
+            return [f"it has the {what} {orders[1]}, the student {orders[0]}, in another order"]
     rules = [_rules(graph) for graph in (student, teacher)]
     differing = sorted(k for k in rules[0].keys() & rules[1].keys() if rules[0][k] != rules[1][k])
     if differing:
@@ -74,6 +78,14 @@ def _differences(student: Graph, teacher: Graph, ctx: Context) -> list[str]:
             f"it was made for images with {key} '{rules[1][key]}', the student for '{rules[0][key]}'"
         ]
     return _differing_outputs(student, teacher, ctx)
+
+
+def other_order(
+    ours: Sequence[ir.Value], theirs: Sequence[ir.Value]
+) -> tuple[list[str], list[str]] | None:
+    """The names of both, where they are the same in another order: what goes by place would then be mixed up."""
+    own, other = ([value.name or "" for value in values] for values in (ours, theirs))
+    return (own, other) if own != other and sorted(own) == sorted(other) else None
 
 
 def _differing_outputs(student: Graph, teacher: Graph, ctx: Context) -> list[str]:

@@ -97,6 +97,30 @@ def test_a_student_of_other_outputs_can_not_take_the_place(tmp_path):
         passes.apply(graph, DistillLogits(student={"role": "own"}, training=BRIEF), ctx)
 
 
+def test_a_student_with_inputs_in_another_order_can_not_take_the_place(tmp_path):
+    found = {order: jobs.text(summed(order)) for order in ("ab", "ba")}
+    graphs = {order: saved(model, tmp_path) for order, model in found.items()}
+    train = jobs.dataset_of(found["ab"])
+    ctx = replace(jobs.context_of(graphs["ab"], tmp_path, train), models={"own": graphs["ba"]})
+    reason = r"inputs \['b', 'a'\], but the model has them in another order, \['a', 'b'\]"
+    with pytest.raises(Unsupported, match=reason):
+        passes.apply(graphs["ab"].clone(), DistillLogits(student={"role": "own"}), ctx)
+
+
+def summed(order: str) -> str:
+    inputs = ", ".join(f"float[batch, 6] {name}" for name in order)
+    return (
+        f"net ({inputs}) => (float[batch, 10] logits) <float[6, 10] w, float[6, 10] v> "
+        "{ x = MatMul(a, w) y = MatMul(b, v) logits = Add(x, y) }"
+    )
+
+
+def saved(model, tmp_path):
+    path = tmp_path / "saved.onnx"
+    path.write_bytes(model.SerializeToString())
+    return formats.load(path)
+
+
 @pytest.mark.parametrize("ends", ["Identity", "Softmax", "LogSoftmax", "Sigmoid"])
 def test_a_student_of_the_zoo_answers_as_the_source_does(ends, tmp_path):
     model = nets.NETS["plain_cnn"](0)

@@ -158,6 +158,12 @@ def _uploaded(role: str, ctx: Context) -> Graph:
                 layer=role,
                 hint="export the student with the inputs and outputs of the model",
             )
+        if orders := teachers.other_order(ours, theirs):
+            raise Unsupported(
+                f"the student '{role}' has the {what} {orders[1]}, but the model has them in another order, {orders[0]}: it can't take its place",
+                layer=role,
+                hint="export the student with them in the order of the model",
+            )
         _rename(student, theirs, [value.name or "" for value in ours])
     return student
 
