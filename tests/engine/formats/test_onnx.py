@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
@@ -96,6 +97,21 @@ def test_constants_in_nodes_become_initializers(tmp_path):
     loaded = formats.load(path)
     assert [node.op_type for node in loaded.nodes] == ["MatMul", "Reshape"]
     assert loaded.is_parameter("w")
+
+
+def test_nodes_without_names_get_some_that_no_other_bears_in_branches_too(tmp_path):
+    text = """<ir_version: 8, opset_import: ["": 17]> net (float[n, 4] x, bool c) => (float[n, 4] y) {
+        f = If(c) <
+            then_branch = yes () => (float[n, 4] t) { i = Relu(x) t = Neg(i) },
+            else_branch = no () => (float[n, 4] e) { e = Tanh(x) }
+        >
+        y = Relu(f)
+    }"""
+    path = tmp_path / "net.onnx"
+    onnx.save(onnx.parser.parse_model(text), path)
+    graph = formats.load(path).model.graph
+    names = [node.name for node in ir.traversal.RecursiveGraphIterator(graph)]
+    assert len(set(names)) == 5
 
 
 def test_a_path_may_be_text(tmp_path):

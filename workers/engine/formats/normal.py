@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import onnx_ir as ir
 from onnx_ir.passes import common
 
@@ -33,6 +35,7 @@ def normalise(model: ir.Model) -> None:
     _sort(model)
     upgrade.upgrade(model, OPSET)
     common.NameFixPass()(model)
+    _name_nodes_apart(model.graph)
     common.ClearMetadataAndDocStringPass()(model)
     _forget_shapes(model.graph)
     _drop_unused(model.graph)
@@ -45,6 +48,16 @@ def _sort(model: ir.Model) -> None:
         model.graph.sort()
     except ValueError as error:
         raise BadModel(f"the graph is no graph without cycles: {error}") from error
+
+
+def _name_nodes_apart(graph: ir.Graph) -> None:
+    """No two nodes share a name, in bodies neither: onnx-ir tells apart only those of one graph. The outer ones keep theirs."""
+    inner = (n for n in ir.traversal.RecursiveGraphIterator(graph) if n.graph is not graph)
+    taken: set[str] = set()
+    for node in (*graph, *inner):
+        tries = (f"{node.name}_{n}" if n else f"{node.name}" for n in itertools.count())
+        node.name = next(name for name in tries if name not in taken)
+        taken.add(node.name)
 
 
 def _forget_shapes(graph: ir.Graph) -> None:
