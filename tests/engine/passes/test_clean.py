@@ -27,6 +27,19 @@ MESSY = """
     }
 """
 
+BRANCHES = """
+    net (float[batch, 4] x) => (float[batch, 4] y) <float[4, 4] w, float z>
+    {
+        s = ReduceSum<keepdims = 0>(x)
+        c = Greater(s, z)
+        f = If(c) <
+            then_branch = yes () => (float[batch, 4] t) { i = Identity(x) t = Relu(i) },
+            else_branch = no () => (float[batch, 4] e) { e = Tanh(x) }
+        >
+        y = MatMul(f, w)
+    }
+"""
+
 
 def clean(text_or_net, tmp_path, **options):
     model = nets.NETS[text_or_net](0) if text_or_net in nets.NETS else jobs.text(text_or_net)
@@ -48,6 +61,12 @@ def test_everything_superfluous_goes_and_is_told(tmp_path):
     assert "another node computes the same" in gone["again"]
     assert "it did nothing" in gone["pass"]
     assert "no output needs it" in gone["unused"]
+
+
+def test_what_went_in_a_branch_is_told_too(tmp_path):
+    after, gone = clean(BRANCHES, tmp_path)
+    assert [node.op_type for node in after.nodes] == ["ReduceSum", "Greater", "If", "MatMul"]
+    assert list(gone.values()) == ["Identity: it did nothing"]
 
 
 def test_layers_keep_their_names(tmp_path):

@@ -33,7 +33,7 @@ def apply(graph: Graph, step: RewriteClean, ctx: Context) -> Graph:
     Raises:
         NothingChanged: the network is clean already.
     """
-    before = len(graph.nodes)
+    before = len(_nodes(graph))
     for what, run in _PASSES.items():
         if run is _fold_batch_norm and not step.fold_batch_norm:
             continue
@@ -45,7 +45,7 @@ def apply(graph: Graph, step: RewriteClean, ctx: Context) -> Graph:
             f"rewrite.clean found nothing to take out of {before:,} nodes",
             hint="leave this step out for this model",
         )
-    ctx.note(f"nodes {before:,} -> {len(graph.nodes):,}")
+    ctx.note(f"nodes {before:,} -> {len(_nodes(graph)):,}")
     return graph
 
 
@@ -56,9 +56,9 @@ def survey(graph: Graph, ctx: Context) -> None:
 
 def _gone(graph: Graph, run: Callable[[ir.Model], object]) -> list[tuple[str, str]]:
     """Names and operators of the nodes that a pass took out; what it put in the place of one bears its name."""
-    old = [(node, node.name or "", node.op_type) for node in graph.nodes]
+    old = [(node, node.name or "", node.op_type) for node in _nodes(graph)]
     run(graph.model)
-    now = graph.nodes
+    now = _nodes(graph)
     kept, made = set(now), [node for node in now if node not in {n for n, *_ in old}]
     gone = [(name, op_type) for node, name, op_type in old if node not in kept]
     for node in made:
@@ -67,6 +67,11 @@ def _gone(graph: Graph, run: Callable[[ir.Model], object]) -> list[tuple[str, st
         gone = [pair for pair in gone if pair is not same]
     _name_values(graph, made)
     return gone
+
+
+def _nodes(graph: Graph) -> list[ir.Node]:
+    """All of them, in the bodies of others too."""
+    return list(ir.traversal.RecursiveGraphIterator(graph.model.graph))
 
 
 def _name_values(graph: Graph, nodes: Sequence[ir.Node]) -> None:
