@@ -258,6 +258,10 @@ def test_an_option_of_another_block_is_refused():
         RewriteBlocks(block="fire", ratio=3)
 
 
+def test_an_option_at_its_default_is_not_one_of_another_block():
+    assert RewriteBlocks.model_validate(RewriteBlocks(block="fire").model_dump()).ratio == 2
+
+
 def tried_alone(tmp_path) -> float:
     """The harm that choosing goes by, of a block that begins with new weights."""
     ctx = jobs.context_of(net(), tmp_path, data_for(net(), 640))
