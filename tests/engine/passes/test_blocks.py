@@ -229,6 +229,20 @@ def test_layers_left_alone_have_a_reason(fields, reason, tmp_path):
     assert reasons["mid.weight"].startswith(reason)
 
 
+@pytest.mark.parametrize(("sizes", "is_left"), [("h, w", True), ("9, 11", False)])
+def test_padding_that_goes_by_an_open_size_leaves_the_layer_alone(sizes, is_left, tmp_path):
+    """A block has its padding in numbers: right for one size of the image, at a stride."""
+    model = jobs.text(f"""
+        net (float[b, 2, {sizes}] image) => (float[b, 16, p, q] y) <float[16, 2, 3, 3] v, float[16, 16, 3, 3] w>
+        {{ x = Conv<pads = [1, 1, 1, 1]>(image, v) y = Conv<auto_pad = "SAME_UPPER", strides = [2, 2]>(x, w) }}
+    """)
+    (tmp_path / "net.onnx").write_bytes(model.SerializeToString())
+    _, ctx = rewritten(formats.load(tmp_path / "net.onnx"), tmp_path, data=True, block="separable")
+    reasons = {skipped.layer: skipped.reason for skipped in ctx.coverage.skipped}
+    assert ("w" in reasons) is is_left
+    assert not is_left or "which the model leaves open" in reasons["w"]
+
+
 def test_pointwise_and_grouped_convolutions_stay(tmp_path):
     ctx = jobs.context_of(net(), tmp_path, None)
     with pytest.raises(NothingChanged):

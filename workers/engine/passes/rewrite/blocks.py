@@ -106,7 +106,7 @@ def _candidates(
     _check_names(graph, step)
     found = []
     for subject in _layers.find(graph, step, ctx, convolutions_only=True):
-        reason = _why_not(subject, step)
+        reason = _why_not(subject, step) or _open_padding(graph, subject.layers[0])
         candidate = None if reason else _candidate(graph, subject, facts)
         if candidate is not None:
             reason = unit.why_not(candidate.place) or _costs_more(candidate, unit)
@@ -142,6 +142,16 @@ def _why_not(subject: Subject, step: RewriteBlocks) -> str:
     if max(subject.kernel) == 1:
         return "its kernel is 1: it is pointwise already"
     return "several layers share its weight" if len(subject.layers) > 1 else ""
+
+
+def _open_padding(graph: Graph, layer: match.Layer) -> str:
+    """Why a block can't have the padding, which it has in numbers; '' where it can."""
+    auto_pad = layer.node.attributes.get_string("auto_pad", "NOTSET")
+    is_by_size = auto_pad.startswith("SAME") and max(_pair(layer.node, "strides")) > 1
+    sizes = [size for value in graph.inputs for size in list(value.shape or ())[1:]]
+    if not is_by_size or all(isinstance(size, int) for size in sizes):
+        return ""
+    return f"its padding ({auto_pad} at a stride) goes by the size of the input, which the model leaves open"
 
 
 def _costs_more(candidate: _Candidate, unit: Unit) -> str:
