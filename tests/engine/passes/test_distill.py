@@ -242,6 +242,18 @@ def test_places_can_be_named_by_node_or_value(tmp_path):
         passes.apply(ctx.source.clone(), DistillFeatures(pairs=wrong, **options), ctx)
 
 
+@pytest.mark.parametrize("method", ["hint", "attention"])
+def test_the_last_place_of_each_resolution_is_matched(method, tmp_path):
+    """Also where a pool follows before the next layer; scores are no place, nor are vectors one of attention."""
+    (student, ctx), (teacher, _) = opened(tmp_path, "plain_cnn"), opened(tmp_path)
+    sides = [(g, shape_of(g, ctx)) for g in (student, teacher)]
+    (a, own), (b, theirs) = sides
+    pairs = _pairs.find(a, b, DistillFeatures(method=method), own, theirs)
+    found = [(pair.own[1:], pair.theirs[1:]) for pair in pairs]
+    maps = [((8, 8, 8), (8, 8, 8)), ((16, 4, 4), (16, 4, 4))]
+    assert found == (maps if method == "attention" else [*maps, ((32,), (16,))])
+
+
 def test_agreement_is_perfect_where_values_are_equal_and_else_is_not():
     x, y = torch.randn(2, 12, 6, 5, 5, generator=torch.Generator().manual_seed(0))
     for loss in (

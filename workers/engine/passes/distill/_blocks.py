@@ -40,6 +40,18 @@ def find(graph: Graph) -> list[Block]:
     return blocks
 
 
+def places(graph: Graph) -> list[ir.Value]:
+    """Values that everything passes through, in order, between the first layer with weights and the last: what is behind that is scores."""
+    with_weights = {layer.node for layer in match.layers(graph)}
+    found: list[ir.Value] = []
+    behind: list[ir.Value] = []
+    for _, end, nodes in _stretches(graph):
+        if not with_weights.isdisjoint(nodes):
+            found, behind = found + behind, []
+        behind.append(end)
+    return found
+
+
 def removable(graph: Graph, shapes: Mapping[str, Shape]) -> list[Block]:
     """Blocks whose input and output have one shape; never one that ends in an output of the network."""
     return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -73,19 +74,19 @@ def _value(graph: Graph, name: str) -> str:
 
 
 def _matched(student: Graph, teacher: Graph, own: Shapes, theirs: Shapes) -> list[tuple[str, str]]:
-    """The last block of each resolution that both have, in the order of the student."""
+    """The last place of each resolution that both have, in the order of the student."""
     ours, others = _last_of_resolution(student, own), _last_of_resolution(teacher, theirs)
     return [(ours[key], others[key]) for key in ours if key in others]
 
 
 def _last_of_resolution(graph: Graph, shapes: Shapes) -> dict[Shape, str]:
-    """Borders of blocks by their resolution; inputs and outputs of the network are not among them."""
+    """Places by their resolution. One of a single position is left out: as a vector behind it, it is there once more."""
     found: dict[Shape, str] = {}
-    for value in (value for block in _blocks.find(graph) for value in (block.start, block.end)):
-        name = value.name or ""
-        is_inside = not value.is_graph_output() and value.producer() is not None
-        if is_inside and len(shapes.get(name, ())) >= 2:
-            found[_resolution(shapes[name])] = name
+    for value in _blocks.places(graph):
+        shape = shapes.get(value.name or "", ())
+        rank, *positions = _resolution(shape)
+        if len(shape) >= 2 and (rank == 2 or math.prod(positions) > 1):
+            found[_resolution(shape)] = value.name or ""
     return found
 
 
