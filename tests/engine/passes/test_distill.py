@@ -254,6 +254,51 @@ def test_the_last_place_of_each_resolution_is_matched(method, tmp_path):
     assert found == (maps if method == "attention" else [*maps, ((32,), (16,))])
 
 
+SIGNAL = """
+    net (float[batch, 2, 12] x) => (float[batch, 4] y)
+    <float[{c}, 2, 3] v, float[6, {c}, 3] w, float[6, 4] u>
+    {{
+        [first] a = Conv<pads = [1, 1]>(x, v) b = Relu(a)
+        [pool] p = MaxPool<kernel_shape = [2], strides = [2]>(b)
+        [second] q = Conv<pads = [1, 1]>(p, w) [end] r = Relu(q)
+        m = GlobalAveragePool(r) f = Flatten(m) y = MatMul(f, u)
+    }}
+"""
+
+
+def test_channels_of_signals_are_their_second_axis(tmp_path):
+    """Not the last, as of tokens: a map of 12 or 6 positions is paired with one of as many."""
+    student, teacher = (saved(jobs.text(SIGNAL.format(c=c)), tmp_path) for c in (3, 5))
+    ctx = jobs.context_of(teacher, tmp_path, None)
+    pairs = _pairs.find(
+        student,
+        teacher,
+        DistillFeatures(method="attention"),
+        shape_of(student, ctx),
+        shape_of(teacher, ctx),
+    )
+    found = [(pair.own[1:], pair.theirs[1:], pair.axis) for pair in pairs]
+    assert found == [((3, 12), (5, 12), 1), ((6, 6), (6, 6), 1)]
+
+
+TIME_FIRST = """
+    net (float[batch, 5, 3] x) => (float[batch, 4] y)
+    <float[1, 24, 3] w, float[1, 24, 6] r, int64[1] one, float[6, 4] u>
+    {
+        t = Transpose<perm = [1, 0, 2]>(x)
+        s, h = LSTM<hidden_size = 6>(t, w, r)
+        q = ReduceMean<axes = [0, 1], keepdims = 0>(s) y = MatMul(q, u)
+    }
+"""
+
+
+def test_what_has_samples_on_another_axis_is_not_matched(tmp_path):
+    graph = saved(jobs.text(TIME_FIRST), tmp_path)
+    own = shape_of(graph, None)
+    pairs = _pairs.find(graph, graph, DistillFeatures(method="relational"), own, own)
+    assert [pair.own for pair in pairs] == [(1, 6)]
+
+
 def test_agreement_is_perfect_where_values_are_equal_and_else_is_not():
     x, y = torch.randn(2, 12, 6, 5, 5, generator=torch.Generator().manual_seed(0))
     for loss in (

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+
+import onnx_ir as ir
 
 from modelpress.spec.distill import DistillFeatures
 from workers.engine.errors import NothingChanged, Unsupported
@@ -13,6 +15,42 @@ from workers.engine.passes.distill import _blocks
 
 _POSITIONS = 3
 """Axes that a value has at least where channels are at positions."""
+
+_CHANNELS_SECOND = frozenset(
+    {
+        "Conv",
+        "ConvTranspose",
+        "MaxPool",
+        "AveragePool",
+        "GlobalAveragePool",
+        "GlobalMaxPool",
+        "BatchNormalization",
+        "InstanceNormalization",
+    }
+)
+_AS_THEIR_OPERAND = frozenset(
+    {
+        "Relu",
+        "LeakyRelu",
+        "PRelu",
+        "Clip",
+        "Sigmoid",
+        "Tanh",
+        "Elu",
+        "Selu",
+        "Gelu",
+        "Mish",
+        "HardSigmoid",
+        "HardSwish",
+        "Softplus",
+        "Add",
+        "Mul",
+        "Concat",
+        "Dropout",
+        "Identity",
+    }
+)
+"""Operators whose answer has its axes where the first operand has them."""
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
@@ -50,7 +88,8 @@ def find(
     asked = named or _matched(student, teacher, own, theirs)
     if step.method == "attention" and not named:
         asked = [pair for pair in asked if len(own[pair[0]]) >= _POSITIONS]
-    pairs = [_pair(a, b, own[a], theirs[b], step) for a, b in asked]
+    channels = {value.name or "": _channels(value, own) for value in _values(student)}
+    pairs = [_pair(a, b, own[a], theirs[b], channels[a], step) for a, b in asked]
     if not pairs:
         raise NothingChanged(
             "no place of the student has the resolution of a place of the teacher",
@@ -81,24 +120,38 @@ def _matched(student: Graph, teacher: Graph, own: Shapes, theirs: Shapes) -> lis
 
 def _last_of_resolution(graph: Graph, shapes: Shapes) -> dict[Shape, str]:
     """Places by their resolution. One of a single position is left out: as a vector behind it, it is there once more."""
+    samples = shapes[graph.inputs[0].name or ""][0]
     found: dict[Shape, str] = {}
     for value in _blocks.places(graph):
         shape = shapes.get(value.name or "", ())
-        rank, *positions = _resolution(shape)
-        if len(shape) >= 2 and (rank == 2 or math.prod(positions) > 1):
-            found[_resolution(shape)] = value.name or ""
+        if len(shape) < 2 or shape[0] != samples:
+            continue
+        positions = [
+            size for axis, size in enumerate(shape) if axis not in (0, _channels(value, shapes))
+        ]
+        if not positions or math.prod(positions) > 1:
+            found[len(shape), *positions] = value.name or ""
     return found
 
 
-def _resolution(shape: Shape) -> Shape:
-    """All but samples and channels, with the rank: tokens [N, T, C] have their channels last."""
-    inner = shape[1:-1] if len(shape) == 3 else shape[2:]
-    return (len(shape), *inner)
+def _values(graph: Graph) -> Iterator[ir.Value]:
+    for node in graph.nodes:
+        yield from node.outputs
 
 
-def _pair(a: str, b: str, own: Shape, theirs: Shape, step: DistillFeatures) -> Pair:
+def _channels(value: ir.Value, shapes: Shapes) -> int:
+    """The axis along which a value holds channels: the second of maps, signals [N, C, L] too, and the last of tokens [N, T, C]."""
+    if len(shapes.get(value.name or "", ())) != _POSITIONS:
+        return 1
+    node = value.producer()
+    while node is not None and node.op_type in _AS_THEIR_OPERAND and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return 1 if node is not None and node.op_type in _CHANNELS_SECOND else 2
+
+
+def _pair(a: str, b: str, own: Shape, theirs: Shape, channels: int, step: DistillFeatures) -> Pair:
     differing = [i for i, (x, y) in enumerate(zip(own, theirs, strict=False)) if x != y]
-    axis = differing[0] if differing else (len(own) - 1 if len(own) == 3 else 1)
+    axis = differing[0] if differing else channels
     comparable = len(own) == len(theirs) and len(own) >= 2 and len(differing) <= 1
     if step.method == "attention":
         comparable = comparable and len(own) >= _POSITIONS
