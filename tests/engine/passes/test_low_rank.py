@@ -18,7 +18,7 @@ from workers.engine import formats, passes
 from workers.engine.errors import NothingChanged, Unsupported
 from workers.engine.graph import execute, match
 from workers.engine.passes.rewrite import _layers, _target, low_rank
-from workers.engine.passes.rewrite._decomposition import Spatial, Svd
+from workers.engine.passes.rewrite._decomposition import Depthwise, Spatial, Svd
 from workers.engine.passes.rewrite._tensors import Cp, Tucker
 
 CONVOLUTIONS = [
@@ -131,6 +131,21 @@ def test_energy_that_needs_too_high_a_rank_leaves_the_layer_alone(tmp_path):
         NothingChanged, match=r"K = \d+ saves nothing: it is not below MN/\(M\+N\) = 5.5"
     ):
         rewrite(model, tmp_path, energy=0.999)
+
+
+@pytest.mark.parametrize(
+    ("made", "bound"),
+    [
+        (Svd(np.ones((4, 4))), 2),
+        (Svd(np.ones((6, 3))), 2),
+        (Spatial(np.ones((2, 3, 2, 2))), None),
+        (Depthwise(np.ones((6, 2, 1, 3))), 2),
+    ],
+)
+def test_a_rank_that_only_breaks_even_saves_nothing(made, bound):
+    """K = MN/(M+N) has as many weights as the layer."""
+    assert made.limit == (bound or 2.4)
+    assert [made.saves((k,)) for k in (1, 2, 3)] == [True, bound is None, False]
 
 
 def test_layer_that_is_left_alone_is_listed_with_its_bound(tmp_path):
