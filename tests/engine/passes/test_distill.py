@@ -85,6 +85,7 @@ def test_an_uploaded_student_takes_the_place_and_the_names_of_the_model(tmp_path
     student = passes.apply(graph, DistillLogits(student={"role": "own"}, training=BRIEF), ctx)
     assert [v.name for v in (*student.inputs, *student.outputs)] == ["image", "logits"]
     assert len(student.nodes) == 3
+    assert "the student is the model in the role 'own'" in notes(ctx)
     verify.verify(student)
 
 

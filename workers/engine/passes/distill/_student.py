@@ -165,6 +165,7 @@ def _uploaded(role: str, ctx: Context) -> Graph:
                 hint="export the student with them in the order of the model",
             )
         _rename(student, theirs, [value.name or "" for value in ours])
+    ctx.note(f"the student is the model in the role '{role}', in the place of the uploaded one")
     return student
 
 
