@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -206,6 +208,23 @@ def test_the_target_chooses_layers_and_is_kept(tmp_path):
     kept = [s for s in ctx.coverage.skipped if "target is met" in s.reason]
     assert kept
     assert ctx.coverage.touched
+
+
+def test_a_batch_that_the_model_fixes_counts_on_both_sides(tmp_path):
+    """Told, as chosen by: the block has so many times fewer multiply-accumulates, whatever the batch."""
+    told = []
+    for batch in ("b", "6"):
+        model = jobs.text(f"""
+            net (float[{batch}, 16, 9, 11] image) => (float[{batch}, 24, 9, 11] y) <float[24, 16, 3, 3] w>
+            {{ y = Conv<pads = [1, 1, 1, 1]>(image, w) }}
+        """)
+        (tmp_path / "net.onnx").write_bytes(model.SerializeToString())
+        _, ctx = rewritten(formats.load(tmp_path / "net.onnx"), tmp_path, block="ghost")
+        [change] = [touched.change for touched in ctx.coverage.touched]
+        numbers = [int(n.replace(",", "")) for n in re.findall(r"[\d,]{4,}", change)[:2]]
+        told.append(numbers)
+    assert told[1] == [6 * n for n in told[0]]
+    assert told[0][1] == closed_form("ghost", 9 * 11)
 
 
 def test_a_target_out_of_reach_is_refused(tmp_path):

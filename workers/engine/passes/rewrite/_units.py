@@ -46,7 +46,7 @@ class Place:
     """Before both axes, then behind them."""
     dilations: tuple[int, ...]
     before: int
-    """Positions of the map that goes in."""
+    """Positions of the map that goes in; of all samples, where the model fixes how many."""
     after: int
     tail: Tail
 
@@ -82,7 +82,7 @@ class Unit(ABC):
 
     @abstractmethod
     def macs(self, place: Place) -> int:
-        """Multiply-accumulates of one sample."""
+        """Multiply-accumulates over the positions of the place."""
 
     @abstractmethod
     def parameters(self, place: Place) -> int:

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-import numpy as np
 import onnx_ir as ir
 import torch
 
@@ -163,8 +162,8 @@ def _costs_more(candidate: _Candidate, unit: Unit) -> str:
 
 def _candidate(graph: Graph, subject: Subject, facts: shapes.Facts) -> _Candidate:
     layer = subject.layers[0]
-    before, after = (
-        facts.shapes[value.name or ""][2:] for value in (_input(layer), layer.node.outputs[0])
+    (batch, _, *before), (_, _, *after) = (
+        facts.shapes[value.name or ""] for value in (_input(layer), layer.node.outputs[0])
     )
     outputs, inputs = subject.weight.shape[:2]
     strides, dilations = (_pair(layer.node, name) for name in ("strides", "dilations"))
@@ -178,8 +177,8 @@ def _candidate(graph: Graph, subject: Subject, facts: shapes.Facts) -> _Candidat
         tuple(strides),
         tuple(edges),
         tuple(dilations),
-        int(np.prod(before)),
-        int(np.prod(after)),
+        batch * math.prod(before),
+        batch * math.prod(after),
         _tail(layer),
     )
     size = subject.weight.size + place.parameters_behind(outputs)
