@@ -48,7 +48,7 @@ class RewriteLowRank(Rewriting):
         default=None,
         gt=1,
         le=1000,
-        description="Each layer gets the largest rank at which it has so many times fewer weights.",
+        description="Each layer gets the largest rank at which it has so many times fewer weights, or the smallest where none is.",
     )
     energy: float | None = Field(
         default=None,

@@ -133,6 +133,14 @@ def test_energy_that_needs_too_high_a_rank_leaves_the_layer_alone(tmp_path):
         rewrite(model, tmp_path, energy=0.999)
 
 
+def test_a_ratio_out_of_reach_is_told(tmp_path):
+    *_, ctx = rewrite(product(PRODUCTS[0]), tmp_path, ratio=9)
+    told = "'v': a ratio of 9 is out of reach, its smallest rank has 5.45 times fewer weights"
+    assert told in ctx.coverage.notes
+    *_, ctx = rewrite(product(PRODUCTS[0]), tmp_path, ratio=2)
+    assert not any("out of reach" in note for note in ctx.coverage.notes)
+
+
 @pytest.mark.parametrize(
     ("made", "bound"),
     [

@@ -79,7 +79,7 @@ def _shorten(graph: Graph, depth: float, ctx: Context) -> None:
     if not gone:
         raise NothingChanged(
             f"of {len(found)} blocks whose input and output have one shape, depth {depth:g} takes out none",
-            hint="ask for a lower depth, or for a width",
+            hint="ask for a lower depth, or for a width" if found else "ask for a width",
         )
     places = np.floor((np.arange(gone) + 0.5) * len(found) / gone).astype(int)
     removed = [found[place] for place in places]

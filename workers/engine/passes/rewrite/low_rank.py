@@ -123,9 +123,21 @@ def _candidate(
     made = form(subject, step, roots.get(subject.name), ctx)
     ranks = (_named(made, subject, own[subject.name]),) if is_settled else _ranks(made, step)
     if ranks and made.saves(ranks[0]):
+        if not is_settled and step.ratio is not None:
+            _tell_out_of_reach(subject, made, ranks[0], step.ratio, ctx)
         return Candidate(subject, made, ranks, is_settled)
     ctx.skipped(subject.name, made.why_not(ranks[0] if ranks else made.ranks[0]))
     return None
+
+
+def _tell_out_of_reach(
+    subject: Subject, made: Decomposition, rank: Rank, ratio: float, ctx: Context
+) -> None:
+    times = subject.weight.size / made.size(rank)
+    if times < ratio:
+        ctx.note(
+            f"'{subject.name}': a ratio of {ratio:g} is out of reach, its smallest rank has {times:.2f} times fewer weights"
+        )
 
 
 def _named(made: Decomposition, subject: Subject, rank: int | Rank) -> Rank:
