@@ -255,6 +255,13 @@ def test_the_last_place_of_each_resolution_is_matched(method, tmp_path):
     assert found == (maps if method == "attention" else [*maps, ((32,), (16,))])
 
 
+def test_where_inputs_meet_is_a_place(tmp_path):
+    graph, ctx = opened(tmp_path, "two_inputs")
+    own = shape_of(graph, ctx)
+    pairs = _pairs.find(graph, graph, DistillFeatures(), own, own)
+    assert [pair.own for pair in pairs] == [(1, 16)]
+
+
 SIGNAL = """
     net (float[batch, 2, 12] x) => (float[batch, 4] y)
     <float[{c}, 2, 3] v, float[6, {c}, 3] w, float[6, 4] u>

@@ -45,7 +45,9 @@ def places(graph: Graph) -> list[ir.Value]:
     with_weights = {layer.node for layer in match.layers(graph)}
     found: list[ir.Value] = []
     behind: list[ir.Value] = []
-    for _, end, nodes in _stretches(graph):
+    for start, end, nodes in _stretches(graph):
+        if not found and not behind and start.producer() is not None:
+            behind.append(start)  # where several inputs meet
         if not with_weights.isdisjoint(nodes):
             found, behind = found + behind, []
         behind.append(end)
