@@ -297,9 +297,15 @@ def _print(rows: list[Row]) -> None:
         same = [r for r in rows if (r.net, r.asked, r.rewrite) == (net, asked, rewrite)]
         done = [r for r in same if not r.why]
         accuracies = " | ".join(_accuracy([r for r in done if r.training == t]) for t in TRAININGS)
-        macs = fmean(r.macs_ratio or 0 for r in done) if done else 0
-        speed = fmean(r.speedup or 0 for r in done) if done else 0
+        if not done:
+            print(f"| {net}, {asked:g}x | {rewrite} | can't | | | | |")
+            continue
+        macs, speed = (fmean(ratios) for ratios in zip(*map(_ratios, done), strict=True))
         print(f"| {net}, {asked:g}x | {rewrite} | {accuracies} | {macs:.2f} | {speed:.2f} |")
+
+
+def _ratios(row: Row) -> tuple[float, float]:
+    return row.macs_ratio or 0.0, row.speedup or 0.0
 
 
 def _accuracy(rows: list[Row]) -> str:
