@@ -77,6 +77,40 @@ def test_rows_times_patches_are_the_convolution(text, tmp_path):
     assert np.array_equal(matrix.from_rows(matrix.to_rows(weight)), weight)
 
 
+@pytest.mark.parametrize("batch", [3, 8])
+@pytest.mark.parametrize("text", ["MatMul(x, w)", "Gemm(x, w)", "Gemm<transA = 1>(t, w)"])
+def test_rows_times_inputs_are_the_product(text, batch, tmp_path):
+    """Also where a Gemm transposes its input, and where that is square."""
+    onnx.save(turned(text), tmp_path / "net.onnx")
+    graph = formats.load(tmp_path / "net.onnx")
+    (layer,) = match.layers(graph)
+    matrix, weight = Matrix.of(graph, layer), graph.weight(layer.weight)
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=(batch, 8)).astype(np.float32))
+    given = x.T if "transA" in text else x
+    seen = _matrix.inputs(layer, given, weight.shape)
+    rows = torch.from_numpy(matrix.to_rows(weight).copy())
+    torch.testing.assert_close(seen[0] @ rows.T, x @ torch.from_numpy(weight.copy()))
+
+
+@pytest.mark.parametrize("bias_correction", [False, True])
+def test_gptq_of_a_transposed_input_is_that_of_the_plain_one(bias_correction, tmp_path):
+    """Also with 8 samples in the last batch of 40, as many as there are inputs."""
+    found = []
+    for text in ("Gemm(x, w, b)", "Gemm<transA = 1>(t, w, b)"):
+        options = {"method": "gptq", "bits": 3, "bias_correction": bias_correction}
+        _, again, ctx = quantize(turned(text), tmp_path, group_size=None, samples=40, **options)
+        found.append(execute.run(again, ctx.train.batch(np.arange(48)))["y"])
+    np.testing.assert_allclose(*found, atol=1e-5)
+
+
+def turned(text):
+    """A product of x [batch, 8], or of t, which is x transposed, and w."""
+    return jobs.text(f"""
+        net (float[batch, 8] x) => (float[batch, 64] y) <float[8, 64] w, float[64] b>
+        {{ t = Transpose<perm = [1, 0]>(x) y = {text} }}
+    """)
+
+
 def test_networks_that_run_in_turn_leave_gradients_as_they_were(tmp_path):
     model, graph = jobs.load("mlp", tmp_path)
     dataset = jobs.dataset_of(model, 8)

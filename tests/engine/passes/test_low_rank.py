@@ -81,6 +81,16 @@ def test_two_products_are_the_product(text, tmp_path):
     check_row(product(text), {"ratio": 1.5}, tmp_path)
 
 
+def test_what_a_transposed_input_is_like_counts(tmp_path):
+    """A layer is factored for the inputs it has, whichever way they come."""
+    options = {"ratio": 1.5, "activation_aware": True, "samples": 40}
+    data, found = jobs.dataset_of(product("MatMul(x, u)"), 40), []
+    for text in ("MatMul(x, u)", "Gemm<transA = 1>(t, u)"):
+        _, after, _ = rewrite(product(text), tmp_path, train=data, **options)
+        found.append(execute.run(after, data.batch(np.arange(40)))["y"])
+    np.testing.assert_allclose(*found, atol=1e-5 * np.abs(found[0]).max())
+
+
 def check_row(model, options, tmp_path):
     before, after, ctx = rewrite(model, tmp_path, **options)
     wanted = execute.run(

@@ -78,13 +78,15 @@ def inputs(layer: match.Layer, x: torch.Tensor, shape: Sequence[int]) -> torch.T
 
     Args:
         layer: Conv, ConvTranspose of one group, Gemm or MatMul.
-        x: The layer's input: [N, C, *space], or [..., K].
+        x: The layer's input: [N, C, *space], or [..., K]; [K, M] where a Gemm transposes it.
         shape: Of the weight.
     """
     if layer.kind == "Conv":
         return _patches(layer.node, x, shape)
     if layer.kind == "ConvTranspose":
         return _spread(layer.node, x, shape)
+    if layer.node.attributes.get_int("transA", 0):
+        x = x.T
     return x.reshape(1, -1, x.shape[-1])
 
 
