@@ -105,6 +105,55 @@ def test_training_learns(net: str, shape: tuple[int, ...], surroundings) -> None
     assert (log.steps, log.samples, log.precision) == (40, 300, "float32")
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_weights_in_16_bits_learn(optimizer: str, dtype: torch.dtype, surroundings) -> None:
+    """Masks hold, and steps that are smaller than the weights can tell add up."""
+    samples, module = classes(shape=(64,)), nn.Sequential(nn.Linear(64, 10)).to(dtype)
+    module = _In16Bits(module, dtype)
+    before = accuracy(module, samples)
+    weight = module.inner[0].weight
+    with torch.no_grad():
+        weight[:, ::2] = 0
+
+    def mask() -> None:
+        with torch.no_grad():
+            weight[:, ::2] = 0
+
+    tune = FineTune(epochs=8, learning_rate=0.01, optimizer=optimizer)
+    log = train.fit(module, samples, tune, surroundings(), after_step=mask)
+    assert weight.dtype is dtype
+    assert not weight[:, ::2].any()
+    assert log.losses[-1] < 0.8 * log.losses[0]
+    assert accuracy(module, samples) > before + 0.2
+
+
+class _In16Bits(nn.Module):
+    """A module in 16 bits that takes and gives float32, in a tuple."""
+
+    def __init__(self, inner: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.inner, self._dtype = inner, dtype
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (self.inner(x.to(self._dtype)).float(),)
+
+
+def test_steps_too_small_for_16_bits_add_up(surroundings) -> None:
+    """From 1, float16 goes no less than 1/2048 down at once; each step is a tenth of that."""
+    samples = classes(320, (64,))
+    module = _In16Bits(nn.Linear(64, 10), torch.float16).half()
+    with torch.no_grad():
+        module.inner.weight.fill_(1)
+
+    def loss(batch: losses.Batch) -> torch.Tensor:
+        return module.inner.weight.float().mean() + 0 * batch.outputs[0].sum()
+
+    tune = FineTune(epochs=4, learning_rate=5e-5, batch_size=8)
+    train.fit(module, samples, tune, surroundings(), loss=loss)
+    assert (module.inner.weight < 1).all()
+
+
 @pytest.mark.parametrize("net", ["plain_cnn", "matmul_mlp"])
 def test_the_same_seed_gives_the_same_bits(net: str, surroundings) -> None:
     samples = classes(shape=(1, 8, 8) if net == "plain_cnn" else (64,))
