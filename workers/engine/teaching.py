@@ -43,7 +43,8 @@ def fit(
     Raises:
         BadData: alpha is below 1 and there are no labels, or a label is no class.
         Diverged: as `train.fit`.
-        Unsupported: a teacher has other inputs or classes, samples can't be varied as asked, or what is asked needs class scores and there are none.
+        Unsupported: a teacher has other inputs or classes, samples can't be varied as asked, no output holds floats, or what is asked needs class
+            scores and there are none.
     """
     module = execute.as_module(graph)
     log = fit_module(module, graph, fine_tune, ctx, given=teachers, distill=distill, label=label)
@@ -321,12 +322,22 @@ def _check_outputs(distill: Distill) -> None:
 
 
 def difference(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """Squared difference of all float outputs, over the variance of the teacher's."""
+    """Squared difference of all float outputs, over the variance of the teacher's.
+
+    Raises:
+        Unsupported: there is none.
+    """
     parts = [
         (ours.float() - theirs.float()).square().mean() / theirs.float().var().clamp_min(1e-12)
         for ours, theirs in zip(student, teacher, strict=True)
         if ours.is_floating_point()
     ]
+    if not parts:
+        seen = ", ".join(str(ours.dtype).removeprefix("torch.") for ours in student)
+        raise Unsupported(
+            f"no output of the model holds floats, they are {seen}: training has nothing to go by",
+            hint="export the model with its scores as an output, before ArgMax or TopK",
+        )
     return torch.stack(parts).mean()
 
 

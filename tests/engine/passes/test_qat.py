@@ -15,6 +15,7 @@ from modelpress.spec.quantize import QuantizeInt8, QuantizeQat
 from tests.engine import jobs, nets
 from workers.engine import formats, passes
 from workers.engine.data import dataset
+from workers.engine.errors import Unsupported
 from workers.engine.graph import execute
 from workers.engine.passes.quantize import qat
 from workers.engine.passes.quantize._steps import StepSize
@@ -33,6 +34,18 @@ def test_gradients_of_a_step_are_those_of_the_paper():
     inside = (1 - 1.2) + (0 + 0.2)
     assert float(step.factor.grad) == pytest.approx((inside + 3 - 4) / np.sqrt(4 * 3), abs=1e-6)
     assert x.grad.tolist() == [1, 1, 0, 0]
+
+
+def test_a_network_that_answers_class_numbers_alone_is_refused(tmp_path):
+    model = jobs.text("""
+        net (float[batch, 8] x) => (int64[batch] y) <float[8, 8] w, float[8, 4] v>
+        { h = MatMul(x, w) g = Relu(h) z = MatMul(g, v) y = ArgMax<axis = 1, keepdims = 0>(z) }
+    """)
+    onnx.save(model, tmp_path / "net.onnx")
+    graph = formats.load(tmp_path / "net.onnx")
+    ctx = jobs.context_of(graph.clone(), tmp_path, jobs.dataset_of(model))
+    with pytest.raises(Unsupported, match="holds floats, they are int64"):
+        passes.apply(graph, QuantizeQat(samples=24), ctx)
 
 
 def test_a_channel_of_a_weight_counts_its_own_weights_and_an_activation_one_sample():

@@ -38,6 +38,7 @@ def apply(graph: Graph, step: QuantizeQat, ctx: Context) -> Graph:
         NothingChanged: no layer could be quantized.
         BadModel: an activation is not finite on calibration samples.
         BadData, Diverged: as `train.fit`.
+        Unsupported: no output holds floats, so that nothing says what is to be learned.
     """
     start, rules = step.start, _rules.OF[step.target]
     input_shapes = int8.example_shapes(graph, ctx)
