@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from modelpress.spec.rewrite import RewriteDepthwise, RewriteLowRank, Target
+from modelpress.spec.rewrite import RewriteClean, RewriteDepthwise, RewriteLowRank, Target
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,11 @@ from modelpress.spec.rewrite import RewriteDepthwise, RewriteLowRank, Target
 def test_options_that_do_not_belong_together_are_refused(options: Any, reason: str) -> None:
     with pytest.raises(ValidationError, match=reason):
         RewriteLowRank(**options)
+
+
+def test_cleaning_leaves_nothing_alone_by_name() -> None:
+    with pytest.raises(ValidationError, match=r"exclude is \['conv'\].*leave exclude out"):
+        RewriteClean(exclude=("conv",))
 
 
 @pytest.mark.parametrize(

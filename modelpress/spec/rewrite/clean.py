@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from modelpress.spec.step import Step
 
@@ -21,3 +21,11 @@ class RewriteClean(Step):
         default=True,
         description="Multiply normalization by running statistics into the layer before it. Later training is then without it.",
     )
+
+    @model_validator(mode="after")
+    def _excludes_nothing(self) -> Self:
+        if self.exclude:
+            raise ValueError(
+                f"exclude is {list(self.exclude)[:5]}, but rewrite.clean takes nodes out wherever they are: leave exclude out"
+            )
+        return self
