@@ -9,6 +9,7 @@ know protobuf.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import zlib
@@ -67,10 +68,11 @@ def unpack(
     """Writes the model that a packed file holds, byte for byte. The result appears whole or not at all.
 
     Raises:
-        PackedError: the file is damaged or no packed model, or its model has more than `max_bytes`.
+        PackedError: the file is damaged or no packed model, its model has more than `max_bytes`, or would take the file's own place.
         OSError: a file can't be read or written.
     """
     target = Path(onnx)
+    _check_place(Path(packed), target)
     unfinished = target.with_name(f".{target.name}.unfinished")
     with open(packed, "rb") as file:
         reader = check(file)
@@ -84,6 +86,16 @@ def unpack(
         finally:
             unfinished.unlink(missing_ok=True)
     return Unpacked(header.model_bytes, found.hex())
+
+
+def _check_place(packed: Path, target: Path) -> None:
+    """Raises PackedError where the model would be written over the packed file, OSError where there is no folder for it."""
+    if not target.parent.is_dir():
+        raise FileNotFoundError(
+            errno.ENOENT, "the folder does not exist, make it first", str(target.parent)
+        )
+    if target.exists() and packed.samefile(target):
+        raise PackedError("the model would be written over it: name another file for the model")
 
 
 def check(file: BinaryIO) -> Reader:

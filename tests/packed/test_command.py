@@ -36,6 +36,26 @@ def test_the_model_comes_out_byte_for_byte(model, tmp_path):
     assert f"{model.stat().st_size:,} bytes" in done.stdout
 
 
+@pytest.mark.parametrize("name", ["net.mpk", "link.onnx"])
+def test_the_packed_file_is_not_written_over(name, model, tmp_path):
+    packed = model.with_suffix(".mpk")
+    before = packed.read_bytes()
+    (tmp_path / "link.onnx").symlink_to(packed)
+    done = typed(packed, "-o", tmp_path / name)
+    assert done.returncode == 1
+    assert "name another file" in done.stderr
+    assert packed.read_bytes() == before
+
+
+def test_a_folder_that_does_not_exist_is_named(model, tmp_path):
+    done = typed(model.with_suffix(".mpk"), "-o", tmp_path / "missing" / "out.onnx")
+    assert done.returncode == 2
+    told = "".join(done.stderr.split())
+    assert "thefolderdoesnotexist" in told
+    assert "unfinished" not in told
+    assert "Traceback" not in told
+
+
 def test_a_damaged_file_is_refused_and_leaves_nothing(model, tmp_path):
     packed = model.with_suffix(".mpk")
     content = np.frombuffer(packed.read_bytes(), np.uint8).copy()
