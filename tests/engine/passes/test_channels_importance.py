@@ -54,6 +54,18 @@ def test_norms_are_of_all_weights_that_go_together(net, tmp_path):
             assert l2[one] == pytest.approx(np.sqrt(squares), rel=1e-5)
 
 
+@pytest.mark.parametrize("criterion", ["l2", "geometric_median"])
+def test_a_weight_whose_square_is_beyond_float32_is_ranked(criterion, tmp_path):
+    def enlarge(graph):
+        name = next(name for name in graph.parameters() if name.startswith("weight"))
+        weight = graph.weight(name).copy()
+        weight.flat[0] = 1e38
+        graph.set_weight(name, weight)
+
+    _, _, scores, _ = worth("plain_cnn", tmp_path, criterion=criterion, change=enlarge)
+    assert scores.max() >= 0.9e38
+
+
 def test_taylor_is_the_square_of_what_the_loss_changes_by(tmp_path):
     graph, plan, scores, ctx = worth("plain_cnn", tmp_path, criterion="taylor")
 

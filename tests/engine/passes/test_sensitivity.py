@@ -19,6 +19,7 @@ from modelpress.spec.state import Outcome
 from tests.engine import jobs, nets
 from workers.engine import formats, gauge, passes, pipeline, verification
 from workers.engine.errors import BadData, Unsupported
+from workers.engine.graph import match
 from workers.engine.measure import cost
 from workers.engine.passes.analyze import _methods
 
@@ -58,6 +59,18 @@ def smallest_zero(weight):
 def of_rank_2(weight):
     u, s, v = np.linalg.svd(weight.reshape(len(weight), -1), full_matrices=False)
     return ((u[:, :2] * s[:2]) @ v[:2]).reshape(weight.shape).astype(np.float32)
+
+
+def test_a_weight_whose_square_is_beyond_float32_is_measured(tmp_path):
+    model, graph = jobs.load("plain_cnn", tmp_path)
+    name = match.layers(graph)[0].weight
+    weight = graph.weight(name).copy()
+    weight[0] = 0
+    weight[0].flat[0] = 1e38
+    graph.set_weight(name, weight)
+    ctx = jobs.context_of(graph.clone(), tmp_path, jobs.dataset_of(model))
+    passes.apply(graph, AnalyzeSensitivity(methods=("channels",)), ctx)
+    assert any(row.layer == name for row in ctx.coverage.sensitivity.rows)
 
 
 def check_row(row, model, train, changed):

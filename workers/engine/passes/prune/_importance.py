@@ -83,10 +83,13 @@ def _summed(plan: Plan, elements: Mapping[str, npt.NDArray[np.floating]]) -> Sco
     return total
 
 
-def _layer_weights(graph: Graph) -> dict[str, npt.NDArray[np.float32]]:
-    """Weights of two or more axes, which multiply; biases and scales are worth little by themselves."""
+def _layer_weights(graph: Graph) -> dict[str, npt.NDArray[np.float64]]:
+    """Weights of two or more axes, which multiply; biases and scales are worth little by themselves.
+
+    In float64, where squares of large ones are finite.
+    """
     return {
-        name: array.astype(np.float32)
+        name: array.astype(np.float64)
         for name, array in graph.parameters().items()
         if sum(size > 1 for size in array.shape) > 1
     }
@@ -115,14 +118,14 @@ def _geometric_median(graph: Graph, plan: Plan) -> Scores:
         touched = plan.axes.get((layer.weight, layer.out_axis))
         if touched is not None and not pinned[touched].all():
             rows = np.moveaxis(graph.weight(layer.weight), layer.out_axis, 0)
-            np.add.at(total, touched, _distances(rows.reshape(len(rows), -1).astype(np.float32)))
+            np.add.at(total, touched, _distances(rows.reshape(len(rows), -1).astype(np.float64)))
     return total
 
 
-def _distances(rows: npt.NDArray[np.float32]) -> Scores:
+def _distances(rows: npt.NDArray[np.float64]) -> Scores:
     """The sum of the distances of each row to all others. rows: [n, k]"""
     filters = torch.from_numpy(rows)
-    parts = [torch.cdist(part, filters).double().sum(1) for part in torch.split(filters, _ROWS)]
+    parts = [torch.cdist(part, filters).sum(1) for part in torch.split(filters, _ROWS)]
     found: Scores = torch.cat(parts).numpy()
     return found
 
