@@ -275,6 +275,23 @@ def test_an_artifact_that_is_no_model_fails_the_verification(digits):
         verification.verify_export(jobdir)
 
 
+def test_outputs_beyond_float16_are_named_with_the_way_out(tmp_path):
+    model = jobs.text("""
+        net (float[batch, 8] x) => (float[batch, 4] logits) <float[8, 8] w, float[8, 4] v>
+        { h = MatMul(x, w) g = Relu(h) logits = MatMul(g, v) }
+    """)
+    for weight in model.graph.initializer:
+        weight.CopyFrom(
+            onnx.numpy_helper.from_array(3e3 * onnx.numpy_helper.to_array(weight), weight.name)
+        )
+    halves = {"kind": "quantize.float16", "compute": "float16"}
+    jobdir = jobs.make(tmp_path / "job", model, [halves], train=jobs.arrays_of(model, 64))
+    with pytest.raises(ExportMismatch, match="not finite") as raised:
+        finished(jobdir)
+    assert "65,504" in raised.value.hint
+    assert "leave compute out" in raised.value.hint
+
+
 def test_the_verification_runs_two_batch_sizes(digits):
     jobdir = digits([DYNAMIC])
     pipeline.compress(jobdir)

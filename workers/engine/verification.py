@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modelpress.spec import order
+from modelpress.spec.quantize import QuantizeFloat16
+from modelpress.spec.recipe import Recipe
 from modelpress.spec.report import ArtifactInfo, Verification
 from workers.engine import outbox, probes, unpacking, verdict
 from workers.engine.errors import ExportMismatch
@@ -23,6 +25,8 @@ from workers.engine.probes import Arrays, Probe
 
 PT2 = "workers.engine.pt2_verification"
 """Loaded by name where it is asked for: it loads torch."""
+
+_NOT_FINITE = "is not finite"
 
 _FORMATS: Mapping[str, Literal["onnx", "pt2", "npz", "mpk", "json"]] = {
     ".json": "json",
@@ -53,12 +57,23 @@ def verify_export(jobdir: Path) -> None:
     if not verification.ok:
         raise ExportMismatch(
             verification.message,
-            hint="please report it with the model; if reduce_range was set to false, try without",
+            hint=_hint(verification.message, asked.recipe),
         )
     judged = verdict.judge(report, asked.constraints)
     complete = {"artifacts": tuple(_artifacts(jobdir)), "complete": True}
     outbox.write_report(jobdir, judged.model_copy(update=complete))
     teller.done(f"verified on {verification.samples} samples")
+
+
+def _hint(message: str, recipe: Recipe) -> str:
+    """The way out of an artifact that computes something else."""
+    halves = any(isinstance(s, QuantizeFloat16) and s.compute == "float16" for s in recipe.steps)
+    if halves and _NOT_FINITE in message:
+        return (
+            "outputs of a layer beyond 65,504 are infinite in float16: leave compute out of quantize.float16, "
+            "or exclude the layers with large outputs"
+        )
+    return "please report it with the model; if reduce_range was set to false, try without"
 
 
 def check(jobdir: Path, threads: int) -> Verification:
@@ -104,7 +119,7 @@ def compare(outputs: Arrays, run: Probe) -> tuple[float, str]:
             )
         difference = _difference(found, wanted)
         if not np.isfinite(difference):
-            return largest, f"output {name!r} is not finite where the engine's is"
+            return largest, f"output {name!r} {_NOT_FINITE} where the engine's is"
         largest = max(largest, difference)
     return largest, ""
 
