@@ -59,6 +59,27 @@ def test_teachers_are_never_in_training_and_have_no_gradients(tmp_path):
     assert not any(p.requires_grad for p in taught.parameters())
 
 
+def test_inner_values_of_teachers_are_those_in_use(tmp_path):
+    """A teacher with BatchNormalization and Dropout: the statistics of the batch are not its own, and nothing is dropped."""
+    model = jobs.text("""
+        net (float[batch, 6] x) => (float[batch, 6] y)
+        <float[6] s, float[6] b, float[6] m, float[6] v, float half = {0.5}, bool yes = {1}>
+        { n = BatchNormalization(x, s, b, m, v) d = Dropout(n, half, yes) y = Relu(d) }
+    """)
+    for weight in model.graph.initializer:  # variances among them
+        weight.CopyFrom(
+            onnx.numpy_helper.from_array(np.abs(onnx.numpy_helper.to_array(weight)), weight.name)
+        )
+    teacher = loaded(tmp_path, model)
+    beside = teaching.Probed(teacher, ["d"], outputs=False)
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32))
+    (wanted,) = beside.eval()(x)
+    taught = teaching.Taught(nn.Identity(), [beside], None).train()
+    assert taught.student.training
+    assert torch.equal(taught(x)[-1], wanted)
+    assert torch.equal(taught(x)[-1], wanted)
+
+
 def test_answers_that_stay_the_same_are_asked_once(tmp_path, monkeypatch):
     asked = []
     forward = teachers.Teachers.forward
