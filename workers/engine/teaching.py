@@ -99,6 +99,11 @@ def described(how: Recover | None, *, scores: bool = True) -> str:
     return ", ".join(words)
 
 
+def course(log: TrainLog) -> str:
+    """In words, how the loss went."""
+    return f"{log.losses[0]:.4g} in the first epoch, {log.losses[-1]:.4g} in the last"
+
+
 def _called(teacher: Teacher) -> str:
     name = "the uploaded model" if teacher.role == SOURCE else f"'{teacher.role}'"
     return name if teacher.weight == 1 else f"{name} (weight {teacher.weight:g})"

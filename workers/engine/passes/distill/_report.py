@@ -63,7 +63,7 @@ def note(lesson: Lesson, log: TrainLog, step: Distilling, ctx: Context) -> None:
     share = f"{lesson.share:.0%} of the loss" if lesson.share < 1 else "all of the loss"
     ctx.note(
         f"{share} compares {teaching.described(Recover(distill=step), scores=lesson.has_scores)} with the student's: "
-        f"{log.losses[0]:.4g} in the first epoch, {log.losses[-1]:.4g} in the last"
+        f"{teaching.course(log)}"
     )
     if lesson.share == 1:
         ctx.note("no label was read: where its teachers are wrong, the student learns that")

@@ -58,9 +58,7 @@ def train_round(
     execute.write_back(module, graph)
     if recover is not None and recover.distill is not None:
         ctx.note(f"fine-tuning went by {teaching.described(recover)}")
-    ctx.note(
-        f"{now.label}: loss {log.losses[0]:.4g} in the first epoch, {log.losses[-1]:.4g} in the last"
-    )
+    ctx.note(f"{now.label}: loss {teaching.course(log)}")
 
 
 def refresh(graph: Graph, ctx: Context, before: str) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from modelpress.spec.prune import PruneChannels
 from modelpress.spec.step import Step
-from workers.engine import losses, train
+from workers.engine import losses, teaching, train
 from workers.engine.context import Context
 from workers.engine.errors import NothingChanged
 from workers.engine.graph import Graph, execute
@@ -62,8 +62,8 @@ def train_sparse(graph: Graph, step: PruneChannels, ctx: Context) -> None:
     )
     execute.write_back(module, graph)
     ctx.note(
-        f"sparse training at strength {strength:g}: loss with its penalty {log.losses[0]:.4g} in the first epoch, "
-        f"{log.losses[-1]:.4g} in the last; scales below a tenth of the layer's largest: {before:.1%} before, "
+        f"sparse training at strength {strength:g}: loss with its penalty {teaching.course(log)}; "
+        f"scales below a tenth of the layer's largest: {before:.1%} before, "
         f"{_small(graph, names):.1%} after"
     )
 

@@ -51,7 +51,7 @@ def apply(graph: Graph, step: PruneSupermask, ctx: Context) -> Graph:
     module = Masked(dense, names, ctx.generator("masks"), rescale=step.rescale)
     log = teaching.train_by(module, dense, step.training, ctx, step.recover, label="supermask")
     ctx.note(f"the mask was trained by {teaching.described(step.recover)}")
-    ctx.note(f"loss {log.losses[0]:.4g} in the first epoch, {log.losses[-1]:.4g} in the last")
+    ctx.note(f"loss {teaching.course(log)}")
     execute.write_back(module.network, dense)
     found = _candidates(module, Seeded(drawn, step.rescale, {}, _seeded.statistics(dense)), step)
     best, result = choose(graph, module, found, ctx)

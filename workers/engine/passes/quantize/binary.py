@@ -184,9 +184,7 @@ def _train(module: Binary, graph: Graph, step: QuantizeBinary, ctx: Context) -> 
     beside = f", {step.distill:.0%} of it the uploaded model's scores" if step.distill > 0 else ""
     if step.recover is not None:
         beside = f" by {teaching.described(step.recover)}"
-    ctx.note(
-        f"loss{beside}: {log.losses[0]:.4g} in the first epoch, {log.losses[-1]:.4g} in the last"
-    )
+    ctx.note(f"loss{beside}: {teaching.course(log)}")
 
 
 def _write(graph: Graph, coded: Mapping[str, Coded], signs: Signs) -> None:

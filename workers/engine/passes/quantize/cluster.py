@@ -218,5 +218,5 @@ def _fine_tune(
     )
     execute.write_back(module, graph)
     ctx.note(
-        f"shared values were trained by {teaching.described(step.recover)}: loss {log.losses[0]:.4g} in the first epoch, {log.losses[-1]:.4g} in the last"
+        f"shared values were trained by {teaching.described(step.recover)}: loss {teaching.course(log)}"
     )

@@ -114,9 +114,7 @@ def _train(simulated: Simulated, graph: Graph, step: QuantizeQat, ctx: Context) 
         whose = teaching.described(step.recover)
     elif taught:
         whose = "the uploaded model's outputs"
-    ctx.note(
-        f"trained towards {whose}: loss {log.losses[0]:.4g} in the first epoch, {log.losses[-1]:.4g} in the last"
-    )
+    ctx.note(f"trained towards {whose}: loss {teaching.course(log)}")
 
 
 def _tell(simulated: Simulated, name: str, deeds: Deeds) -> None:

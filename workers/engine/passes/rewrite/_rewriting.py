@@ -97,9 +97,7 @@ def recover(
 
 
 def _tell(log: train.TrainLog, what: str, ctx: Context) -> None:
-    ctx.note(
-        f"{what}: loss {log.losses[0]:.4g} in the first epoch, {log.losses[-1]:.4g} in the last"
-    )
+    ctx.note(f"{what}: loss {teaching.course(log)}")
 
 
 def _refresh(graph: Graph, ctx: Context) -> None:
