@@ -13,9 +13,9 @@ from workers.engine.errors import NothingChanged, Unsupported
 from workers.engine.graph import Graph, channels
 from workers.engine.graph.channels.plan import Plan, Removed
 from workers.engine.graph.channels.surgery import Cost
+from workers.engine.passes._recovery import Round
 from workers.engine.passes.prune import _search
 from workers.engine.passes.prune._clock import Clock
-from workers.engine.passes.prune._recovery import Round
 from workers.engine.passes.prune._search import Found, Timed, Timing
 from workers.engine.passes.prune._selection import Candidates
 

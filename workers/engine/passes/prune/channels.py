@@ -24,14 +24,14 @@ from workers.engine.errors import NothingChanged
 from workers.engine.graph import Graph, channels, execute, shapes
 from workers.engine.graph.channels.plan import Key, Plan
 from workers.engine.graph.channels.surgery import Cost
-from workers.engine.passes import _lookahead, _settle, _weights
+from workers.engine.passes import _lookahead, _recovery, _settle, _weights
+from workers.engine.passes._recovery import Round
 from workers.engine.passes.prune import (
     _alone,
     _controls,
     _goal,
     _importance,
     _layers,
-    _recovery,
     _selection,
     _sensitivity,
     _slimming,
@@ -39,7 +39,6 @@ from workers.engine.passes.prune import (
 from workers.engine.passes.prune._clock import Clock
 from workers.engine.passes.prune._goal import Goal
 from workers.engine.passes.prune._levels import Levels
-from workers.engine.passes.prune._recovery import Round
 from workers.engine.passes.prune._selection import Candidates
 
 _SPARSE_SHARE = 0.5
@@ -163,8 +162,8 @@ def _prune(work: _Work, plan: Plan) -> None:
     work.goal.check(graph, _candidates(work, plan, equal, 1.0, ctx), ctx)
     for index in range(1, step.rounds + 1):
         now = Round(index, step.rounds)
-        part = _recovery.part(ctx, now)
-        _slimming.train_sparse(graph, step, _recovery.part(ctx, now, until=_SPARSE_SHARE))
+        part = now.part(ctx)
+        _slimming.train_sparse(graph, step, now.part(ctx, until=_SPARSE_SHARE))
         plan = channels.plan.again(graph, work.shapes, plan) if index > 1 else plan
         scores = _importance.scores(graph, plan, step, part)
         candidates = _candidates(work, plan, scores, index / step.rounds, part)

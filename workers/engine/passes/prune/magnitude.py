@@ -19,11 +19,11 @@ from workers.engine.context import Context
 from workers.engine.errors import BadModel, NothingChanged
 from workers.engine.graph import Graph, execute, match
 from workers.engine.graph.match import Layer
-from workers.engine.passes import _weights
-from workers.engine.passes.prune import _controls, _criteria, _masks, _recovery, _targets
+from workers.engine.passes import _recovery, _weights
+from workers.engine.passes._recovery import Round
+from workers.engine.passes.prune import _controls, _criteria, _masks, _targets
 from workers.engine.passes.prune._masked import Masked
 from workers.engine.passes.prune._masks import Mask
-from workers.engine.passes.prune._recovery import Round
 from workers.engine.passes.prune._targets import Targets
 
 _NO_GAIN = (
@@ -104,7 +104,7 @@ def _check(graph: Graph, names: list[str], step: PruneMagnitude) -> None:
 def _grow(
     graph: Graph, targets: Targets, masks: Mapping[str, Mask], now: Round, ctx: Context
 ) -> dict[str, Mask]:
-    part = _recovery.part(ctx, now)
+    part = now.part(ctx)
     scores = _criteria.scores(graph, list(targets.layers), targets.step, part)
     rng = ctx.random(f"ties/{now.index}")
     return targets.grow(scores, masks, (now.index, now.rounds), rng)

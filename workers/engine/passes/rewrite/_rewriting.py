@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -11,6 +10,7 @@ from modelpress.spec.rewrite import Rewriting
 from workers.engine import teaching, train
 from workers.engine.context import Context
 from workers.engine.graph import Graph, execute
+from workers.engine.passes import _recovery
 from workers.engine.passes.rewrite import _chain
 from workers.engine.passes.rewrite._decomposition import Factors, Rank
 from workers.engine.passes.rewrite._layers import Candidate
@@ -81,43 +81,20 @@ def recover(
             teacher,
             [(name, name) for name in outputs],
             step.layerwise,
-            _part(ctx, "layerwise", 0.0, until),
+            _recovery.part(ctx, "layerwise", since=0.0, until=until),
             train=made,
         )
         _tell(log, "layerwise", ctx)
     if step.fine_tune is not None:
         since = 0.0 if step.layerwise is None else _LAYERWISE
         module = execute.as_module(graph)
-        around = _part(ctx, "fine-tune", since, 1.0)
+        around = _recovery.part(ctx, "fine-tune", since=since, until=1.0)
         log = teaching.train_by(module, graph, step.fine_tune, around, step.recover)
         execute.write_back(module, graph)
         _tell(log, f"fine-tuning by {teaching.described(step.recover)}", ctx)
     if step.layerwise is None and step.fine_tune is None:
-        _refresh(graph, ctx)
+        _recovery.refresh(graph, ctx, "layers before")
 
 
 def _tell(log: train.TrainLog, what: str, ctx: Context) -> None:
     ctx.note(f"{what}: loss {teaching.course(log)}")
-
-
-def _refresh(graph: Graph, ctx: Context) -> None:
-    module = execute.as_module(graph)
-    if not module.statistics:
-        return
-    if ctx.train is None:
-        ctx.note(
-            "without data the statistics of BatchNormalization stay those of the layers before"
-        )
-        return
-    batches = train.refresh_batch_norm(module, ctx.train, ctx)
-    execute.write_back(module, graph)
-    ctx.note(f"statistics of BatchNormalization were refreshed on {batches} batches")
-
-
-def _part(ctx: Context, name: str, since: float, until: float) -> Context:
-    """A stretch of the step: its own random numbers, its share of the progress."""
-
-    def report(fraction: float, message: str) -> None:
-        ctx.report(since + (until - since) * fraction, message)
-
-    return replace(ctx, scope=f"{ctx.scope}/{name}", report=report)

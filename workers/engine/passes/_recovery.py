@@ -1,4 +1,4 @@
-"""Training after weights went: a share of the step's progress for each round, and fresh statistics where nothing is trained."""
+"""Training after a change: a share of the step's progress for each part of it, and fresh statistics where nothing is trained."""
 
 from __future__ import annotations
 
@@ -25,6 +25,13 @@ class Round:
         """How messages name it."""
         return f"round {self.index} of {self.rounds}"
 
+    def part(self, ctx: Context, *, since: float = 0.0, until: float = 1.0) -> Context:
+        """The context of this round, or of a stretch of it."""
+        done, share = (self.index - 1) / self.rounds, 1 / self.rounds
+        return part(
+            ctx, f"round/{self.index}", since=done + since * share, until=done + until * share
+        )
+
 
 def train_round(
     graph: Graph,
@@ -49,7 +56,7 @@ def train_round(
         module,
         graph,
         fine_tune,
-        part(ctx, now, since=since),
+        now.part(ctx, since=since),
         recover,
         after_step=after_step,
         label=now.label,
@@ -74,11 +81,10 @@ def refresh(graph: Graph, ctx: Context, before: str) -> None:
     ctx.note(f"statistics of BatchNormalization were refreshed on {batches} batches")
 
 
-def part(ctx: Context, now: Round, *, since: float = 0.0, until: float = 1.0) -> Context:
-    """The context of one round, or of a stretch of it: its own random numbers, its share of the progress."""
+def part(ctx: Context, name: str, *, since: float, until: float) -> Context:
+    """The context of a stretch of the step: its own random numbers, its share of the progress."""
 
     def report(fraction: float, message: str) -> None:
-        done = since + (until - since) * fraction
-        ctx.report((now.index - 1 + done) / now.rounds, message)
+        ctx.report(since + (until - since) * fraction, message)
 
-    return replace(ctx, scope=f"{ctx.scope}/round/{now.index}", report=report)
+    return replace(ctx, scope=f"{ctx.scope}/{name}", report=report)
