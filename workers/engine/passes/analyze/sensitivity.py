@@ -17,7 +17,7 @@ from modelpress.spec.sensitivity import METHODS, Measurement, Sensitivity
 from workers.engine.context import Context
 from workers.engine.errors import Unsupported
 from workers.engine.graph import Graph, execute, match, shapes
-from workers.engine.passes import _lookahead, _moments
+from workers.engine.passes import _lookahead, _moments, _nothing
 from workers.engine.passes.analyze import _form, _methods
 from workers.engine.passes.analyze._form import Form, Subject
 from workers.engine.passes.analyze._meter import Effect, Meter
@@ -96,9 +96,8 @@ def _layers(
     for name, reason in skipped.items():
         ctx.skipped(name, reason)
     if not found:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in [*skipped.items()][:10])
         raise Unsupported(
-            f"analyze.sensitivity found no layer to measure ({reasons or f'the model has no {_KINDS} with a weight'})",
+            f"analyze.sensitivity found no layer to measure ({_nothing.reasons(ctx) or f'the model has no {_KINDS} with a weight'})",
             hint="shorten exclude" if step.exclude else "leave this step out for this model",
         )
     return tuple(found.values())

@@ -19,7 +19,7 @@ from modelpress.spec.quantize import QuantizeBits
 from workers.engine.context import Context
 from workers.engine.errors import BadModel, NothingChanged
 from workers.engine.graph import Graph, edit, match, shapes
-from workers.engine.passes import _constants, _lookahead, _weights
+from workers.engine.passes import _constants, _lookahead, _nothing, _weights
 from workers.engine.passes._matrix import Matrix
 from workers.engine.passes.quantize import _mixed, _nbits, _packed, _prepare, _rounds
 from workers.engine.passes.quantize._rounding import Rounded
@@ -98,11 +98,7 @@ def _prepared(
     for name, reason in others.items():
         ctx.skipped(name, reason)
     if not chosen:
-        reasons = "; ".join(f"{s.layer}: {s.reason}" for s in ctx.coverage.skipped[:10])
-        raise NothingChanged(
-            f"quantize.bits found no layer to quantize ({reasons or 'the model has no Conv, Gemm or MatMul with a weight'})",
-            hint="shorten exclude" if step.exclude else "leave this step out for this model",
-        )
+        raise _nothing.found("quantize.bits found no layer to quantize", step, ctx)
     return chosen
 
 

@@ -16,6 +16,7 @@ from modelpress.spec.quantize import QuantizeFloat16
 from workers.engine.context import Context
 from workers.engine.errors import NothingChanged
 from workers.engine.graph import Graph, edit
+from workers.engine.passes import _nothing
 from workers.engine.passes.quantize import _halves
 
 _KINDS = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
@@ -70,9 +71,8 @@ def _chosen(graph: Graph, step: QuantizeFloat16, ctx: Context) -> list[str]:
         else:
             found.append(name)
     if not found:
-        reasons = "; ".join(f"{s.layer}: {s.reason}" for s in ctx.coverage.skipped[:10])
         raise NothingChanged(
-            f"quantize.float16 found no weight to store in 16 bits ({reasons or 'the model has none'})",
+            f"quantize.float16 found no weight to store in 16 bits ({_nothing.reasons(ctx) or 'the model has none'})",
             hint="shorten exclude, or take type 'bfloat16' where numbers are too large",
         )
     return found

@@ -17,11 +17,10 @@ import onnx_ir as ir
 
 from modelpress.spec.quantize import QuantizeInt8
 from workers.engine.context import Context
-from workers.engine.errors import NothingChanged
 from workers.engine.graph import Graph, edit, match, shapes
 from workers.engine.graph.ops import TABLE, key
 from workers.engine.measure import environment
-from workers.engine.passes import _constants, _lookahead, _weights
+from workers.engine.passes import _constants, _lookahead, _nothing, _weights
 from workers.engine.passes.quantize import (
     _affine,
     _dynamic,
@@ -130,7 +129,8 @@ def prepared(
     for name, reason in other_weights.items():
         ctx.skipped(name, reason)
     products = _products(graph, step, ctx)
-    _check_something_to_do(targets, products, step, ctx)
+    if not targets and not products:
+        raise _nothing.found("there is no layer to quantize", step, ctx)
     return targets, products
 
 
@@ -162,18 +162,6 @@ def example_shapes(graph: Graph, ctx: Context) -> shapes.Shapes:
 def _ranks(graph: Graph, input_shapes: shapes.Shapes) -> dict[str, int]:
     """Number of dimensions of every value."""
     return {name: len(shape) for name, shape in shapes.infer(graph, input_shapes).items()}
-
-
-def _check_something_to_do(
-    targets: Sequence[Target], products: Sequence[ir.Node], step: QuantizeInt8, ctx: Context
-) -> None:
-    if targets or products:
-        return
-    reasons = "; ".join(f"{s.layer}: {s.reason}" for s in ctx.coverage.skipped[:10])
-    raise NothingChanged(
-        f"there is no layer to quantize ({reasons or 'the model has no Conv, Gemm or MatMul with a weight'})",
-        hint="shorten exclude" if step.exclude else "leave this step out for this model",
-    )
 
 
 def weight_limit(step: QuantizeInt8, ctx: Context) -> int:

@@ -11,6 +11,7 @@ from modelpress.spec.step import Step
 from workers.engine.context import Context
 from workers.engine.errors import BadModel, NothingChanged
 from workers.engine.graph import Graph, match
+from workers.engine.passes import _nothing
 from workers.engine.passes.rewrite._decomposition import Decomposition, Rank
 
 
@@ -85,11 +86,7 @@ def find(
 
 def nothing(step: Step, ctx: Context) -> NothingChanged:
     """What to raise where no layer is rewritten."""
-    reasons = "; ".join(f"{s.layer}: {s.reason}" for s in ctx.coverage.skipped[:10])
-    return NothingChanged(
-        f"{step.kind} rewrote no layer ({reasons or 'the model has no Conv, Gemm or MatMul with a weight'})",
-        hint="shorten exclude" if step.exclude else "leave this step out for this model",
-    )
+    return _nothing.found(f"{step.kind} rewrote no layer", step, ctx)
 
 
 def _subject(graph: Graph, users: tuple[match.Layer, ...]) -> Subject:
