@@ -15,11 +15,9 @@ from workers.engine.context import Context
 from workers.engine.errors import BadModel, Unsupported
 from workers.engine.graph import Graph, execute, program
 from workers.engine.measure.quality import Reference
-from workers.engine.passes import _moments
+from workers.engine.passes import _moments, _outputs
 from workers.engine.passes.analyze._form import Array
 from workers.engine.passes.quantize import _affine
-
-Outputs = dict[str, npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -45,8 +43,7 @@ class Meter:
             for indices, inputs in _moments.feeds(graph, samples, ctx)
         ]
         self._outputs_of = _compared(graph, module, self._feeds[0][1])
-        self._reference = Reference(self._outputs(module, {}, {}))
-        self._norm = sum(_squares(y) for y in self._reference.outputs.values())
+        self._reference = Reference(self._answers(module, {}, {}))
 
     @property
     def before(self) -> Effect:
@@ -61,7 +58,7 @@ class Meter:
     ) -> Effect:
         """A module, with other weights in the place of these, and these values rounded to codes."""
         through = {name: _rounding(code) for name, code in (codes or {}).items()}
-        return self._effect(self._outputs(module, weights or {}, through))
+        return self._effect(self._answers(module, weights or {}, through))
 
     def ranges(
         self, module: execute.GraphModule, names: Sequence[str]
@@ -86,12 +83,12 @@ class Meter:
                 )
         return {name: _affine.activation(low[name], high[name]) for name in names}
 
-    def _outputs(
+    def _answers(
         self,
         module: execute.GraphModule,
         weights: Mapping[str, Array],
         through: Mapping[str, program.Change],
-    ) -> Outputs:
+    ) -> _outputs.Outputs:
         device = self._ctx.device
         instead = {
             n: torch.from_numpy(np.ascontiguousarray(w)).to(device) for n, w in weights.items()
@@ -108,9 +105,8 @@ class Meter:
                 rows[name].append(answers[slot][:new].float().cpu().numpy())
         return {name: np.concatenate(parts) for name, parts in rows.items()}
 
-    def _effect(self, found: Outputs) -> Effect:
-        moved = sum(_squares(found[n] - y) for n, y in self._reference.outputs.items())
-        error = float(np.sqrt(moved / max(self._norm, 1e-30)))
+    def _effect(self, found: _outputs.Outputs) -> Effect:
+        error = float(np.sqrt(_outputs.error(found, self._reference.outputs)))
         scores = self._reference.scores
         if scores is None:
             return Effect(_finite(error), None, None)
@@ -158,10 +154,6 @@ def _rounding(codes: _affine.Activation) -> program.Change:
         return (torch.round(x / scale).add_(zero).clamp_(low, high) - zero) * scale
 
     return through
-
-
-def _squares(values: npt.NDArray[np.floating]) -> float:
-    return float(np.square(values.astype(np.float64)).sum())
 
 
 def _finite(value: float) -> float:

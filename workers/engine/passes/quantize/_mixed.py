@@ -10,24 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-import numpy.typing as npt
-import torch
-
 from modelpress.spec.quantize import MixedBits, QuantizeBits
 from modelpress.spec.report import Curve, CurvePoint
-from workers.engine import data
 from workers.engine.context import Context
 from workers.engine.errors import Unsupported
-from workers.engine.graph import Graph, execute
+from workers.engine.graph import Graph
 from workers.engine.measure.quality import Reference
-from workers.engine.passes import _knapsack, _moments
+from workers.engine.passes import _knapsack, _moments, _outputs
 from workers.engine.passes.quantize._packed import Packed
 
 Choices = dict[str, int]
 Packings = Mapping[str, Mapping[int, Packed]]
 """Each weight at each width."""
-Outputs = dict[str, npt.NDArray[np.float32]]
 
 SAMPLES = 128
 """On which each layer is measured at each width."""
@@ -44,7 +38,7 @@ def choose(graph: Graph, packings: Packings, step: QuantizeBits, ctx: Context) -
     assert step.mixed is not None, "asked by the caller"
     harm = _known(packings, ctx)
     if harm is None:
-        few = _Network(graph, _moments.taken(min(step.samples, SAMPLES), ctx), ctx)
+        few = _outputs.Network(graph, _moments.taken(min(step.samples, SAMPLES), ctx), ctx)
         harm = _harms(few, packings, ctx)
     cost = {
         name: {width: _bits_of(packed, step.mixed) for width, packed in of.items()}
@@ -53,50 +47,10 @@ def choose(graph: Graph, packings: Packings, step: QuantizeBits, ctx: Context) -
     if step.mixed.average_bits is not None:
         choices = _within(step.mixed.average_bits * _weights(packings), harm, cost, packings)
     else:
-        all_ = _Network(graph, _moments.taken(step.samples, ctx), ctx)
+        all_ = _outputs.Network(graph, _moments.taken(step.samples, ctx), ctx)
         choices = _accurate(all_, harm, cost, packings, step.mixed, ctx)
     _tell(harm, cost, choices, packings, ctx)
     return choices
-
-
-class _Network:
-    """The float network over some training samples."""
-
-    def __init__(self, graph: Graph, samples: data.Dataset, ctx: Context) -> None:
-        self._graph, self._samples, self._ctx = graph, samples, ctx
-        self._module = execute.as_module(graph).to(ctx.device).eval()
-
-    @property
-    def labels(self) -> npt.NDArray[np.int64]:
-        """Of the samples."""
-        assert self._samples.labels is not None, "the recipe was checked: there are labels"
-        return self._samples.labels
-
-    def outputs(self, packings: Mapping[str, Packed]) -> Outputs:
-        """All outputs [samples, ...] of floats, with these weights in the place of the float ones."""
-        device = self._ctx.device
-        weights = {n: torch.from_numpy(p.decoded()).to(device) for n, p in packings.items()}
-        names = [value.name or "" for value in self._graph.outputs]
-        rows: dict[str, list[npt.NDArray[np.float32]]] = {}
-        for indices, inputs in _moments.feeds(self._graph, self._samples, self._ctx):
-            with torch.no_grad():
-                answers = self._module.run_with(weights, inputs)
-            new = len(np.unique(indices))
-            for name, answer in zip(names, answers, strict=True):
-                if answer.is_floating_point() and answer.shape[:1] == indices.shape:
-                    rows.setdefault(name, []).append(answer[:new].float().cpu().numpy())
-        return {name: np.concatenate(parts) for name, parts in rows.items()}
-
-    def accuracy(self, reference: Reference, packings: Mapping[str, Packed]) -> float:
-        """Share of the samples that get their label."""
-        scores = reference.scores
-        if scores is None:
-            raise Unsupported(
-                "no output of the model scores classes, so that max_accuracy_drop can't be measured",
-                hint="set average_bits instead",
-            )
-        found = reference.top_class(self.outputs(packings)[scores])
-        return float((found == self.labels).mean())
 
 
 def _known(packings: Packings, ctx: Context) -> dict[str, dict[int, float]] | None:
@@ -119,23 +73,18 @@ def _known(packings: Packings, ctx: Context) -> dict[str, dict[int, float]] | No
     }
 
 
-def _harms(network: _Network, packings: Packings, ctx: Context) -> dict[str, dict[int, float]]:
+def _harms(
+    network: _outputs.Network, packings: Packings, ctx: Context
+) -> dict[str, dict[int, float]]:
     float_ = network.outputs({})
     found: dict[str, dict[int, float]] = {}
     for number, (name, of) in enumerate(packings.items(), start=1):
         found[name] = {
-            width: _distance(network.outputs({name: packed}), float_)
+            width: _outputs.error(network.outputs({name: packed.decoded()}), float_)
             for width, packed in of.items()
         }
         ctx.report(number / len(packings), f"measuring the sensitivity of layer {number}")
     return found
-
-
-def _distance(found: Outputs, wanted: Outputs) -> float:
-    """Squared norm of the difference of all outputs over that of what was wanted."""
-    moved = sum(float(np.square(found[name] - wanted[name]).sum()) for name in wanted)
-    whole = sum(float(np.square(wanted[name]).sum()) for name in wanted)
-    return moved / max(whole, 1e-30)
 
 
 def _bits_of(packed: Packed, mixed: MixedBits) -> float:
@@ -169,7 +118,7 @@ def _within(
 
 
 def _accurate(
-    network: _Network,
+    network: _outputs.Network,
     harm: _knapsack.Table,
     cost: _knapsack.Table,
     packings: Packings,
@@ -179,10 +128,12 @@ def _accurate(
     """The choices of the smallest budget whose accuracy on training samples is near enough to that of the float network."""
     assert mixed.max_accuracy_drop is not None
     reference = Reference(network.outputs({}))
-    before = network.accuracy(reference, {})
+    labels = network.samples.labels
+    assert labels is not None, "the recipe was checked: there are labels"
+    before = _accuracy(network, reference, {})
 
     def drop(choices: Choices) -> float:
-        return before - network.accuracy(reference, _at(packings, choices))
+        return before - _accuracy(network, reference, _at(packings, choices))
 
     most = {
         name: max(of, key=lambda width: (-harm[name][width], of[width]))
@@ -192,7 +143,7 @@ def _accurate(
     if lost > mixed.max_accuracy_drop:
         raise Unsupported(
             f"max_accuracy_drop {mixed.max_accuracy_drop:g} can't be kept: at the most accurate choices accuracy on "
-            f"{len(network.labels):,} training samples falls by {lost:.4f}",
+            f"{len(labels):,} training samples falls by {lost:.4f}",
             hint="allow more bits in choices, or method 'gptq'",
         )
     best, lost, low, high = most, lost, *_bounds(cost)
@@ -206,9 +157,24 @@ def _accurate(
             low = middle
         ctx.report((number + 1) / _HALVINGS, "looking for the fewest bits that are accurate enough")
     ctx.note(
-        f"accuracy on {len(network.labels):,} training samples was {before:.2%} in float and fell by {lost * 100:.2f} points"
+        f"accuracy on {len(labels):,} training samples was {before:.2%} in float and fell by {lost * 100:.2f} points"
     )
     return best
+
+
+def _accuracy(
+    network: _outputs.Network, reference: Reference, packings: Mapping[str, Packed]
+) -> float:
+    """Share of the samples that get their label."""
+    scores = reference.scores
+    if scores is None:
+        raise Unsupported(
+            "no output of the model scores classes, so that max_accuracy_drop can't be measured",
+            hint="set average_bits instead",
+        )
+    weights = {name: packed.decoded() for name, packed in packings.items()}
+    found = reference.top_class(network.outputs(weights)[scores])
+    return float((found == network.samples.labels).mean())
 
 
 def _bounds(cost: _knapsack.Table) -> tuple[float, float]:

@@ -11,15 +11,13 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
-import torch
 
 from modelpress.spec.report import Curve, CurvePoint
 from modelpress.spec.rewrite import Rewriting
 from workers.engine.context import Context
 from workers.engine.errors import Unsupported
-from workers.engine.graph import Graph, execute, match, shapes
-from workers.engine.passes import _knapsack, _moments
+from workers.engine.graph import Graph, match, shapes
+from workers.engine.passes import _knapsack, _moments, _outputs
 from workers.engine.passes.rewrite import _known
 from workers.engine.passes.rewrite._decomposition import Decomposition, Factors, Rank, Slot
 from workers.engine.passes.rewrite._layers import Candidate
@@ -94,42 +92,19 @@ def _harms(
     step: Rewriting,
     ctx: Context,
 ) -> dict[str, dict[int, float]]:
-    network = _Network(graph, step, ctx)
+    network = _outputs.Network(graph, _moments.taken(step.samples, ctx), ctx)
+    wanted = network.outputs({})
     found: dict[str, dict[int, float]] = {}
     for number, candidate in enumerate(candidates, start=1):
         name = candidate.subject.name
         found[name] = {
-            index: network.harm(name, candidate.subject.restored(factors.product))
+            index: _outputs.error(
+                network.outputs({name: candidate.subject.restored(factors.product)}), wanted
+            )
             for index, factors in enumerate(made[name])
         }
         ctx.report(number / len(candidates), f"measuring what rewriting layer {number} costs")
     return found
-
-
-class _Network:
-    """The network over some training samples, and what it answers."""
-
-    def __init__(self, graph: Graph, step: Rewriting, ctx: Context) -> None:
-        self._graph, self._ctx = graph, ctx
-        self._samples = _moments.taken(step.samples, ctx)
-        self._module = execute.as_module(graph).to(ctx.device).eval()
-        self._wanted = self._run({})
-        self._norm = max(sum(float(x.square().sum()) for x in self._wanted), 1e-30)
-
-    def harm(self, name: str, weight: npt.NDArray[np.float32]) -> float:
-        """Of another weight in the place of one."""
-        moved = self._run({name: torch.from_numpy(weight).to(self._ctx.device)})
-        differences = zip(moved, self._wanted, strict=True)
-        return sum(float((a - b).square().sum()) for a, b in differences) / self._norm
-
-    def _run(self, weights: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
-        """The float outputs, batch by batch."""
-        found = []
-        for _, inputs in _moments.feeds(self._graph, self._samples, self._ctx):
-            with torch.no_grad():
-                answers = self._module.run_with(weights, inputs)
-            found += [x.double() for x in answers if x.is_floating_point()]
-        return found
 
 
 def _draw(candidate: Candidate, harm: Mapping[int, float], ctx: Context) -> None:

@@ -15,17 +15,16 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import onnx_ir as ir
-import torch
 
 from modelpress.spec.rewrite.blocks import RewriteBlocks
 from modelpress.spec.step import FineTune
 from workers.engine import data, teaching, train
 from workers.engine.context import Context
 from workers.engine.errors import Diverged, NothingChanged, Unsupported
-from workers.engine.graph import Graph, edit, execute, match, shapes
+from workers.engine.graph import Graph, edit, match, shapes
 from workers.engine.graph.build import Builder
 from workers.engine.graph.ops import convolution
-from workers.engine.passes import _knapsack, _lookahead, _moments
+from workers.engine.passes import _knapsack, _lookahead, _moments, _outputs
 from workers.engine.passes.rewrite import _inherit, _layers, _rewriting, _units
 from workers.engine.passes.rewrite._layers import Subject
 from workers.engine.passes.rewrite._units import Place, Unit
@@ -290,13 +289,13 @@ def _harms(
     graph: Graph, candidates: Sequence[_Candidate], step: RewriteBlocks, unit: Unit, ctx: Context
 ) -> list[tuple[str, float]]:
     """||outputs with one block alone, fitted to its layer - outputs||^2 / ||outputs||^2, by weight."""
-    wanted, found = _outputs(graph, step, ctx), []
-    norm = max(sum(float(x.square().sum()) for x in wanted), 1e-30)
+    samples, found = _moments.taken(step.samples, ctx), []
+    wanted = _outputs.Network(graph, samples, ctx).outputs({})
     for number, candidate in enumerate(candidates, start=1):
         try:
-            moved = _outputs(_alone(graph, candidate, step, unit, ctx), step, ctx)
-            off = sum(float((a - b).square().sum()) for a, b in zip(moved, wanted, strict=True))
-            harm, what = off / norm, f"relative squared error {off / norm:.3g}"
+            trial = _outputs.Network(_alone(graph, candidate, step, unit, ctx), samples, ctx)
+            harm = _outputs.error(trial.outputs({}), wanted)
+            what = f"relative squared error {harm:.3g}"
         except Diverged as error:
             harm, what = _LOST, f"taken as lost, since {error.message}"
         ctx.note(f"'{candidate.name}' alone as a block, fitted: {what}")
@@ -327,13 +326,3 @@ def _fit(step: RewriteBlocks, ctx: Context) -> tuple[FineTune, data.Dataset]:
     epochs = min(_MOST_EPOCHS, math.ceil(_STEPS / train.steps_in_epoch(few, given)))
     fit = FineTune(epochs=epochs, learning_rate=_RATE, batch_size=given.batch_size)
     return fit, few
-
-
-def _outputs(graph: Graph, step: RewriteBlocks, ctx: Context) -> list[torch.Tensor]:
-    """The float outputs on some training samples, batch by batch."""
-    module = execute.as_module(graph).to(ctx.device).eval()
-    found = []
-    for _, inputs in _moments.feeds(graph, _moments.taken(step.samples, ctx), ctx):
-        with torch.no_grad():
-            found += [x.double() for x in module(*inputs) if x.is_floating_point()]
-    return found
