@@ -13,7 +13,7 @@ from torch import nn
 from modelpress.spec.distill import Distill, Recover
 from modelpress.spec.step import FineTune
 from tests.engine import jobs, nets
-from workers.engine import formats, initialize, teachers, teaching
+from workers.engine import formats, initialize, layerwise, teachers, teaching
 from workers.engine.errors import BadData, Unsupported
 from workers.engine.graph import execute
 
@@ -324,7 +324,7 @@ def test_layerwise_trains_the_named_weights_alone(tmp_path):
     mixed = teacher.clone()
     mixed.set_weight(own, student.weight(own))
     training = FineTune(epochs=25, batch_size=16, learning_rate=0.1)
-    log = teaching.layerwise(mixed, teacher, [(inner, inner)], training, ctx, train={own})
+    log = layerwise.fit(mixed, teacher, [(inner, inner)], training, ctx, train={own})
     assert log.losses[-1] < 0.5 * log.losses[0]
     changed = {
         name for name, was in teacher.parameters().items() if np.any(mixed.weight(name) != was)

@@ -18,9 +18,10 @@ from modelpress.spec.distill import DistillFeatures
 from workers.engine import teachers
 from workers.engine.context import Context
 from workers.engine.graph import Graph, execute
+from workers.engine.layerwise import Probed
 from workers.engine.passes.distill import _agreement, _pairs, _report, _student
 from workers.engine.passes.distill._pairs import Pair
-from workers.engine.teaching import Inner, Lesson, Probed
+from workers.engine.teaching import Inner, Lesson
 
 
 def apply(graph: Graph, step: DistillFeatures, ctx: Context) -> Graph:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from modelpress.spec.rewrite import Rewriting
-from workers.engine import teaching, train
+from workers.engine import layerwise, teaching, train
 from workers.engine.context import Context
 from workers.engine.graph import Graph, execute
 from workers.engine.passes import _recovery
@@ -76,7 +76,7 @@ def recover(
     """Trains the new layers, then the network; where neither is asked for, normalization gets the statistics of what it sees now."""
     if step.layerwise is not None:
         until = 1.0 if step.fine_tune is None else _LAYERWISE
-        log = teaching.layerwise(
+        log = layerwise.fit(
             graph,
             teacher,
             [(name, name) for name in outputs],

@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from modelpress.spec.rewrite.blocks import RewriteBlocks
 from modelpress.spec.step import FineTune
-from workers.engine import data, teaching, train
+from workers.engine import data, layerwise, train
 from workers.engine.context import Context
 from workers.engine.errors import Diverged, NothingChanged, Unsupported
 from workers.engine.graph import Graph, edit, match, shapes
@@ -314,7 +314,7 @@ def _alone(
     name = _answer(graph, candidate.layer, unit)
     quiet = replace(ctx, scope=f"{ctx.scope}/{candidate.name}", report=lambda fraction, text: None)
     fit, few = _fit(step, ctx)
-    teaching.layerwise(trial, graph, [(name, name)], fit, replace(quiet, train=few), train=made)
+    layerwise.fit(trial, graph, [(name, name)], fit, replace(quiet, train=few), train=made)
     return trial
 
 
