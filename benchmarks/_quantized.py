@@ -122,14 +122,15 @@ class Benchmark(Generic[R]):
         rows = [row for found in each for row in found]
         if asked.add:
             rows = [*self._others(rows), *rows]
-        print(f"\nCPU flags: {' '.join(rows[0].cpu_flags) or 'none of those that matter'}")
-        for line in table(rows, self.columns):
-            print(line)
         figures = {
             "rows": [asdict(row) for row in rows],
             "seconds": round(time.perf_counter() - began, 1),
         }
-        print(f"written to {_record.write(self.name, figures)}")
+        written = _record.write(self.name, figures)
+        print(f"\nCPU flags: {' '.join(rows[0].cpu_flags) or 'none of those that matter'}")
+        for line in table(rows, self.columns):
+            print(line)
+        print(f"written to {written}")
 
     def _others(self, rows: Sequence[R]) -> list[R]:
         """Rows of earlier runs, of networks and seeds that are not among these."""
@@ -199,8 +200,10 @@ def table(rows: Sequence[R], columns: Mapping[str, Column[R]]) -> Iterator[str]:
         same = [row for row in rows if (row.net, row.method) == (net, method)]
         base = [row for row in rows if (row.net, row.method) == (net, FLOAT)]
         failures = [row.failure for row in same if row.failure]
-        said = [column(same, base) for column in columns.values()]
-        cells = [f"FAIL: {failures[0]}", *[""] * (len(columns) - 1)] if failures else said
+        if failures:
+            cells = [f"FAIL: {failures[0]}", *[""] * (len(columns) - 1)]
+        else:
+            cells = [column(same, base) for column in columns.values()]
         yield f"| {net} | {method} | {' | '.join(cells)} |"
 
 
