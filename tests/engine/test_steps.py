@@ -14,7 +14,7 @@ from modelpress.spec.prune import Controls
 from modelpress.spec.recipe import STEPS
 from modelpress.spec.step import FineTune, Step
 from tests.engine import jobs, nets
-from workers.engine import formats, passes
+from workers.engine import formats, passes, probing
 from workers.engine.context import Context
 from workers.engine.graph import Graph, execute, verify
 
@@ -153,8 +153,10 @@ CASES = [
 ]
 DATA_TYPES = {"float16": onnx.TensorProto.FLOAT16, "bfloat16": onnx.TensorProto.BFLOAT16}
 TOLERANCE = 1e-4
-"""Of the largest output. Where a value may round to another code, outputs may differ by that code: RARE of them."""
-RARE = 0.05
+"""Of the largest output."""
+MANY, RARE = 100, 0.1
+"""Integer kernels may round a value at the border of two codes to the other side, and all outputs of its sample then differ by about a code.
+Which samples these are depends on the machine: their share is taken of MANY."""
 
 
 def test_every_step_has_a_variant_here():
@@ -207,13 +209,23 @@ def check_agrees_with_onnx_runtime(
     graph: Graph, data: bytes, model: onnx.ModelProto, *, in_half: bool
 ) -> None:
     session, tolerance = onnxruntime.InferenceSession(data), 5e-3 if in_half else TOLERANCE
-    for batch in (5, 1):
-        feeds = nets.feeds(model, batch, seed=3)
-        ours = execute.run(graph, feeds)["logits"]
-        theirs = session.run(["logits"], feeds)[0]
-        assert theirs.shape == ours.shape
-        off = np.abs(ours - theirs) > tolerance * max(1.0, np.abs(ours).max())
-        assert off.mean() <= (RARE if b"QuantizeLinear" in data else 0)
+    if b"QuantizeLinear" not in data:
+        assert max(gaps(graph, session, model, batch).max() for batch in (5, 1)) <= tolerance
+        return
+    many = gaps(graph, session, model, MANY)
+    assert (many > tolerance).mean() <= RARE
+    assert max(many.max(), gaps(graph, session, model, 1).max()) <= probing.CODE_TOLERANCE
+
+
+def gaps(
+    graph: Graph, session: onnxruntime.InferenceSession, model: onnx.ModelProto, batch: int
+) -> np.ndarray:
+    """How far outputs are apart, as shares of the largest, or of 1."""
+    feeds = nets.feeds(model, batch, seed=3)
+    ours = execute.run(graph, feeds)["logits"]
+    theirs = session.run(["logits"], feeds)[0]
+    assert theirs.shape == ours.shape
+    return np.abs(ours - theirs) / max(1.0, np.abs(ours).max())
 
 
 def check_coverage(ctx: Context, step: Step) -> None:

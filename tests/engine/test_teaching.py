@@ -71,7 +71,7 @@ def test_inner_values_of_teachers_are_those_in_use(tmp_path):
             onnx.numpy_helper.from_array(np.abs(onnx.numpy_helper.to_array(weight)), weight.name)
         )
     teacher = loaded(tmp_path, model)
-    beside = teaching.Probed(teacher, ["d"], outputs=False)
+    beside = layerwise.Probed(teacher, ["d"], outputs=False)
     x = torch.from_numpy(np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32))
     (wanted,) = beside.eval()(x)
     taught = teaching.Taught(nn.Identity(), [beside], None).train()
