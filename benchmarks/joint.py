@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import copy
 import lzma
+import os
 import subprocess
 import sys
 import tempfile
@@ -90,7 +91,9 @@ def main() -> None:
 
 
 def measure(seed: int, *, nets: tuple[str, ...], recipes: tuple[str, ...]) -> list[Row]:
-    """All files of one seed."""
+    """All files of one seed, on one core: jobs take as many threads as there are cores."""
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[seed % len(cores)]})
     context.prepare_torch("cpu", 1)
     with tempfile.TemporaryDirectory(prefix="modelpress-bench-") as folder:
         return [_told(row) for net in nets for row in _rows(net, seed, recipes, Path(folder))]
