@@ -34,7 +34,7 @@ from modelpress.spec.report import Report, Stage
 from workers.engine import context
 from workers.engine.measure import latency
 
-RECIPES = ("fast", "balanced", "small", "tiny")
+RECIPES = ("fast", "balanced", "small", "tiny", "tiny-int8")
 EPOCHS = 10
 """Of the original networks."""
 PEER_EPOCHS = 32

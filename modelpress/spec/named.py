@@ -8,7 +8,14 @@ from modelpress.spec.analyze import AnalyzeSensitivity
 from modelpress.spec.code import CodeEntropy
 from modelpress.spec.distill import Distill, Recover
 from modelpress.spec.prune import PruneChannels, PruneMagnitude
-from modelpress.spec.quantize import CentroidTraining, QuantizeBits, QuantizeCluster, QuantizeInt8
+from modelpress.spec.quantize import (
+    CentroidTraining,
+    QatTraining,
+    QuantizeBits,
+    QuantizeCluster,
+    QuantizeInt8,
+    QuantizeQat,
+)
 from modelpress.spec.recipe import Recipe
 from modelpress.spec.step import FineTune
 
@@ -103,6 +110,15 @@ NAMED: dict[str, Recipe] = {
             QuantizeCluster(
                 bits=4, conv_bits=4, fine_tune=CentroidTraining(epochs=4), recover=_TAUGHT
             ),
+            CodeEntropy(),
+        ),
+    ),
+    "tiny-int8": Recipe(
+        name="tiny-int8",
+        steps=(
+            _narrower(4, rounds=3),
+            PruneMagnitude(sparsity=0.75, rounds=4, fine_tune=FineTune(epochs=4), recover=_TAUGHT),
+            QuantizeQat(training=QatTraining(epochs=4), recover=_TAUGHT),
             CodeEntropy(),
         ),
     ),
