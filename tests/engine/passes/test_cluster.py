@@ -43,8 +43,17 @@ def clustered(
 
 def weights(graph: Graph) -> list[np.ndarray]:
     """What the layers multiply by, in order, looked up where it is coded."""
+    return operands(graph, 1)
+
+
+def biases(graph: Graph) -> list[np.ndarray]:
+    """What they add."""
+    return operands(graph, 2)
+
+
+def operands(graph: Graph, slot: int) -> list[np.ndarray]:
     nodes = [node for node in graph.nodes if node.op_type in match.KINDS]
-    names = [node.inputs[1].name or "" for node in nodes]
+    names = [node.inputs[slot].name or "" for node in nodes]
     module = execute.as_module(graph).eval()
     feeds = [torch.zeros(1, *(int(d) for d in v.shape[1:])) for v in graph.inputs]
     with torch.no_grad():
@@ -110,16 +119,6 @@ def test_a_shared_value_gets_the_sum_of_the_gradients_of_its_weights(tmp_path):
 def decoded(graph: Graph, name: str, code: np.ndarray, shape) -> np.ndarray:
     assert code.dtype.name == "uint4"
     return code.astype(np.int64).reshape(shape)
-
-
-def biases(graph: Graph) -> list[np.ndarray]:
-    """What the layers add, looked up where it is coded."""
-    names = [node.inputs[2].name or "" for node in graph.nodes if node.op_type == "Gemm"]
-    module = execute.as_module(graph).eval()
-    feeds = [torch.zeros(1, *(int(d) for d in v.shape[1:])) for v in graph.inputs]
-    with torch.no_grad():
-        found = module.values(feeds, names)
-    return [found[name].detach().numpy() for name in names]
 
 
 def test_biases_share_values_where_asked_and_are_trained_with_them(tmp_path):
