@@ -139,6 +139,23 @@ class _In16Bits(nn.Module):
         return (self.inner(x.to(self._dtype)).float(),)
 
 
+def test_what_a_hook_makes_of_weights_in_16_bits_stays(surroundings) -> None:
+    """Once, after the first step: later steps go on from there."""
+    module = _In16Bits(nn.Linear(64, 10), torch.float16).half()
+    weight, calls = module.inner.weight, []
+
+    @torch.no_grad()
+    def lift() -> None:
+        calls.append(weight.clone())
+        if len(calls) == 1:
+            weight.add_(3)
+
+    tune = FineTune(epochs=1, learning_rate=1e-4)
+    train.fit(module, classes(320, (64,)), tune, surroundings(), after_step=lift)
+    assert len(calls) > 2
+    assert float((weight - calls[0]).detach().float().mean()) == pytest.approx(3, abs=0.05)
+
+
 def test_steps_too_small_for_16_bits_add_up(surroundings) -> None:
     """From 1, float16 goes no less than 1/2048 down at once; each step is a tenth of that."""
     samples = classes(320, (64,))
